@@ -211,7 +211,9 @@ class Replica:
     uid: str = ""
     created: float = 0.0
     committed: Mapping[DeviceKey, int] = field(default_factory=lambda: NO_BYTES)  # the larger of the pod's annotation and its supervisor's word
-    held: Mapping[DeviceKey, int] = field(default=NO_BYTES)  # host memory that it keeps although it committed nothing: its request, its residue
+    held: Mapping[DeviceKey, int] = field(
+        default_factory=lambda: NO_BYTES
+    )  # host memory that it keeps although it committed nothing: its request, its residue
     admitting: bool = False
     reachable: bool = True  # its supervisor answers
     in_flight: int = 0
