@@ -1,7 +1,7 @@
 """What the control loop needs from the world, as Protocols, and the trimmed records that the world hands in.
 
-Two worlds implement them: Kubernetes (`corral.kube`) and one machine (`corral.local`). This module imports no client and must never hold state. Bytes are
-ints, times float seconds since the epoch (UTC), durations float seconds.
+Two worlds implement them: Kubernetes (`corral.kube`) and one machine (`corral.local`). This module imports no client and must never hold state.
+Bytes are ints, times float seconds since the epoch (UTC), durations float seconds.
 """
 
 from __future__ import annotations
