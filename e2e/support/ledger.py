@@ -1,0 +1,114 @@
+"""A witness over the whole run: every event of every server pod, judged by the API server's own data.
+
+It asserts what must hold at each moment (the pods' allocated requests on a node never pass the device's capacity less its margin; nobody is killed for
+memory) and keeps what it saw for the tests. It must never change anything in the cluster.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from e2e.support.kubectl import Kubectl
+
+UNITS = {"": 1, "m": 0.001, "k": 1000, "M": 1000**2, "G": 1000**3, "Ki": 1024, "Mi": 1024**2, "Gi": 1024**3, "Ti": 1024**4}
+
+
+def quantity(value: str | float) -> int:
+    """Bytes of a Kubernetes quantity."""
+    text = str(value)
+    digits = text.rstrip("kKMGTim")
+    return int(float(digits) * UNITS[text[len(digits) :]])
+
+
+@dataclass
+class Witness:
+    kubectl: Kubectl
+    limit_by_node: dict[str, int]  # capacity less margin, bytes
+    pods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    violations: list[str] = field(default_factory=list)
+    highest: dict[str, int] = field(default_factory=dict)
+    events: int = 0
+    history: list[tuple[float, str, str, int]] = field(default_factory=list)  # time, pod, node, allocated bytes
+    _process: subprocess.Popen[str] | None = None
+    _stopped: bool = False
+
+    def start(self) -> None:
+        threading.Thread(target=self._follow, daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._process:
+            self._process.kill()
+
+    def _follow(self) -> None:
+        while not self._stopped:
+            args = ("get", "pods", "-A", "-l", "app.kubernetes.io/component=server", "--watch", "--output-watch-events", "-o", "json")
+            self._process = subprocess.Popen(self.kubectl.command(*args), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            seen: set[str] = set()
+            for event in _documents(self._process):
+                seen.add(event["object"]["metadata"]["uid"])
+                self._take(event)
+            time.sleep(0.2)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        pod = event["object"]
+        uid = pod["metadata"]["uid"]
+        self.events += 1
+        finished = pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+        if event["type"] == "DELETED" or finished:
+            self.pods.pop(uid, None)
+        else:
+            self.pods[uid] = pod
+        self._judge(pod)
+
+    def _judge(self, pod: dict[str, Any]) -> None:
+        name = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
+        for status in pod.get("status", {}).get("containerStatuses") or []:
+            for state in (status.get("state", {}), status.get("lastState", {})):
+                if state.get("terminated", {}).get("reason") == "OOMKilled":
+                    self.violations.append(f"{name} was OOMKilled")
+        sums: dict[str, int] = {}
+        for other in self.pods.values():
+            node = other["spec"].get("nodeName")
+            if node:
+                sums[node] = sums.get(node, 0) + allocated(other)
+        node = pod["spec"].get("nodeName", "")
+        self.history.append((time.time(), name, node, allocated(pod)))
+        for where, total in sums.items():
+            self.highest[where] = max(self.highest.get(where, 0), total)
+            limit = self.limit_by_node.get(where)
+            if limit is not None and total > limit:
+                detail = ", ".join(f"{p['metadata']['name']}={allocated(p)}" for p in self.pods.values() if p["spec"].get("nodeName") == where)
+                self.violations.append(f"{where}: {total} bytes allocated, {limit} allowed ({detail})")
+
+    def assert_clean(self) -> None:
+        assert not self.violations, "\n".join(dict.fromkeys(self.violations))
+
+
+def allocated(pod: dict[str, Any]) -> int:
+    """The memory that the kubelet has allocated to a pod; before it says so, what the spec asks for."""
+    total = 0
+    statuses = {s["name"]: s for s in pod.get("status", {}).get("containerStatuses") or []}
+    for container in pod["spec"]["containers"]:
+        granted = (statuses.get(container["name"], {}).get("allocatedResources") or {}).get("memory")
+        asked = (container.get("resources", {}).get("requests") or {}).get("memory", "0")
+        total += quantity(granted if granted is not None else asked)
+    return total
+
+
+def _documents(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
+    """The JSON documents that kubectl prints one after another, over many lines each."""
+    decoder, text = json.JSONDecoder(), ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        text += line
+        if line.rstrip() == "}":
+            document, end = decoder.raw_decode(text.lstrip())
+            text = text.lstrip()[end:]
+            yield document
