@@ -4,6 +4,7 @@ Reading follows the API server: a null is an absent field, defaults are filled i
 newer CRD may have more of them) unless the caller asks for `strict`, as kubectl does.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Self
@@ -21,12 +22,14 @@ VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 
 MESSAGE_LIMIT = 4096
+SUBDOMAIN = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 
 Text = Annotated[str, Field(max_length=1024)]
 Name = Annotated[str, Field(max_length=253)]
 ObjectName = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 OptionalObjectName = Annotated[str, Field(max_length=253, pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")]
-Labels = Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=64)]
+LabelValue = Annotated[str, Field(max_length=63, pattern="^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
+Labels = Annotated[dict[str, LabelValue], Field(max_length=64)]
 
 
 class Part(BaseModel):
@@ -52,14 +55,18 @@ class Part(BaseModel):
     def _keep_rules(self) -> Self:
         broken = [rule.message for rule in self.RULES if not rule.holds(self)]
         if broken:
-            raise PydanticCustomError(RULES_BROKEN, "{messages}", {"messages": broken, "value": None, "raw": self.dump()})
+            raise PydanticCustomError(RULES_BROKEN, "{messages}", {"messages": broken})
         return self
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         told = handler(schema)
+        own = handler.resolve_ref_schema(told)
         if cls.RULES:
-            handler.resolve_ref_schema(told)["x-kubernetes-validations"] = [rule.as_schema() for rule in cls.RULES]
+            own["x-kubernetes-validations"] = [rule.as_schema() for rule in cls.RULES]
+        # Defaults as users write them (`30s`), not as pydantic encodes them.
+        for name, value in cls.model_construct().dump().items():
+            own["properties"][name]["default"] = value
         return told
 
     def dump(self) -> dict[str, Any]:
@@ -143,14 +150,26 @@ class Resource(Part):
         `strict` also refuses fields that do not exist, as kubectl does.
         """
         metadata = obj.get("metadata") or {}
-        name = str(metadata.get("name", "") if isinstance(metadata, Mapping) else "")
-        causes = [Cause("", f'strict decoding error: unknown field "{path}"') for path in unknown_fields(cls, obj)] if strict else []
-        if causes:
-            raise InvalidObjectError(cls.KIND, name, causes)
+        name = str(metadata.get("name") or "" if isinstance(metadata, Mapping) else "")
+        unknown = [Cause("", f'strict decoding error: unknown field "{path}"') for path in unknown_fields(cls, obj)] if strict else []
+        if unknown:
+            raise InvalidObjectError(cls.KIND, name, unknown)
+        if strict and not re.fullmatch(SUBDOMAIN, name):
+            raise InvalidObjectError(cls.KIND, name, [_bad_name(name)])
         try:
             return cls.model_validate({key: value for key, value in obj.items() if key in {"metadata", "spec", "status"}})
         except ValidationError as error:
             raise InvalidObjectError(cls.KIND, name, causes_of(error)) from None
+
+
+def _bad_name(name: str) -> Cause:
+    if not name:
+        return Cause("metadata.name", "Required value: name or generateName is required")
+    return Cause(
+        "metadata.name",
+        f"Invalid value: \"{name}\": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start "
+        f"and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '{SUBDOMAIN}')",
+    )
 
 
 def unknown_fields(model: type[BaseModel], value: Any, path: str = "") -> Iterator[str]:

@@ -67,12 +67,7 @@ def shown(value: object) -> str:
 def path_of(location: Iterable[str | int]) -> str:
     text = ""
     for part in location:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        elif re.fullmatch(r"[A-Za-z0-9_]+", part):
-            text += f".{part}" if text else part
-        else:
-            text += f"[{part}]"
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
     return text
 
 
@@ -87,8 +82,9 @@ def causes_of(error: ValidationError) -> list[Cause]:
 def _translate(kind: str, location: tuple[str | int, ...], value: Any, ctx: Mapping[str, Any], message: str) -> Iterable[Cause]:
     path = path_of(location)
     if kind == RULES_BROKEN:
-        told = shown(ctx["value"]) if isinstance(ctx["value"], str | int) else shown(ctx.get("raw", value))
-        return [Cause(path, f"Invalid value: {told}: {broken}") for broken in ctx["messages"]]
+        # The API server shows the value of a scalar, and leaves out what would fill the screen.
+        told = f"{shown(value)}: " if isinstance(value, str | int) else ""
+        return [Cause(path, f"Invalid value: {told}{broken}") for broken in ctx["messages"]]
     if kind == PATTERN_BROKEN:
         return [Cause(path, f"Invalid value: {shown(value)}: {path} in body should match '{ctx['pattern']}'")]
     if kind == WRONG_TYPE or kind in EXPECTED_TYPES:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from corral.api.base import MESSAGE_LIMIT, Condition, Name, Part, Text, bounded
+from corral.api.base import MESSAGE_LIMIT, Condition, Name, Part, bounded
 from corral.api.lists import Unique
 from corral.api.types import Duration, Mebibytes, RoundedBytes, Time
 

@@ -3,6 +3,7 @@
 What a pool can set has no default here (a default in the schema would make the pool's dead); `effective.py` puts the two together.
 """
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -18,6 +19,7 @@ NAME_LIMIT = 40
 
 Alias = Annotated[str, Field(max_length=128, min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$")]
 
+QUALIFIED = "^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
 RESERVED = ("corral.dev/", "app.kubernetes.io/")
 
 
@@ -28,6 +30,11 @@ def _unreserved(what: str) -> Rules:
                 cel="self.all(key, !key.startsWith('corral.dev/') && !key.startsWith('app.kubernetes.io/'))",
                 message=f"{what} that start with corral.dev/ or app.kubernetes.io/ are Corral's own",
                 holds=lambda found: not any(key.startswith(RESERVED) for key in found),
+            ),
+            Rule(
+                cel=f"self.all(key, key.matches('{QUALIFIED}'))",
+                message=f"the keys of {what} are NAME or DOMAIN/NAME, as in Kubernetes",
+                holds=lambda found: all(re.search(QUALIFIED, key) for key in found),
             ),
         )
     )

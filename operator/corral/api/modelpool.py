@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from corral.api.base import Condition, Labels, Name, ObjectName, OptionalObjectName, Part, Resource, Text
+from corral.api.base import Condition, Labels, Name, ObjectName, Part, Resource, Text
 from corral.api.lists import Unique
 from corral.api.types import GI, Bytes, Duration, RoundedBytes, Rule
 
@@ -174,7 +174,7 @@ class ModelPoolSpec(Part):
             cel=(
                 "duration(self.hold.timeout) >= duration(self.fairness.maxWait) + duration(self.fairness.turn) + duration(self.eviction.drainTimeout)"
             ),
-            message="hold.timeout must be at least fairness.maxWait + fairness.turn + eviction.drainTimeout, or a request could give up before its turn",
+            message="hold.timeout must be at least fairness.maxWait + fairness.turn + eviction.drainTimeout: a request waits that long for its turn",
             holds=lambda it: it.hold.timeout >= it.fairness.max_wait + it.fairness.turn + it.eviction.drain_timeout,
         ),
     )
@@ -264,6 +264,3 @@ class ModelPool(Resource):
     """What is wanted."""
     status: ModelPoolStatus = ModelPoolStatus()
     """What is."""
-
-
-__all__ = ["ModelPool", "ModelPoolSpec", "ModelPoolStatus", "OptionalObjectName", "PoolDevice"]

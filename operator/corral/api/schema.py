@@ -1,7 +1,7 @@
 """From the pydantic models to CustomResourceDefinitions: structural schemas with bounds, defaults, list types and rules.
 
-The API server's demands are kept here: every field has a type and a description, every list, map and string a bound (the cost of CEL is estimated from
-them), and a parent's default is spelled out in full, because nested defaults do not apply when the parent is absent.
+The API server's demands are kept here: every field has a type and a description, every list, map and string a bound (the cost of CEL is
+estimated from them), and a parent's default is spelled out in full, because nested defaults do not apply when the parent is absent.
 """
 
 import copy
@@ -22,7 +22,8 @@ MAX_PROPERTIES = 64
 INT32 = 2**31 - 1
 
 KEPT = (
-    "type", "description", "format", "default", "enum", "pattern", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "maxProperties",
+    "type", "description", "format", "default", "enum", "pattern", "minimum", "maximum",
+    "minLength", "maxLength", "minItems", "maxItems", "maxProperties",
     "x-kubernetes-int-or-string", "x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-validations",
 )  # fmt: skip
 

@@ -43,5 +43,5 @@ Source = Annotated[str, Field(max_length=2048, min_length=1), Rules(RULES)]
 OptionalSource = Annotated[
     str,
     Field(max_length=2048),
-    Rules(tuple(Rule(f"self == '' || ({rule.cel})", rule.message, lambda text, rule=rule: text == "" or rule.holds(text)) for rule in RULES)),  # type: ignore[misc]
+    Rules(tuple(Rule(f"self == '' || ({rule.cel})", rule.message, lambda text, rule=rule: text == "" or rule.holds(text)) for rule in RULES)),
 ]

@@ -19,7 +19,7 @@ from corral.api.errors import PATTERN_BROKEN, RULES_BROKEN, WRONG_TYPE
 
 KI, MI, GI, TI = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
-BYTES_PATTERN = r"^[0-9]{1,15}(\.[0-9]{1,9})?(k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$"
+BYTES_PATTERN = r"^[0-9]{1,18}(\.[0-9]{1,9})?(k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$"
 CPU_PATTERN = r"^[0-9]{1,9}(\.[0-9]{1,3})?m?$"
 DURATION_PATTERN = r"^([0-9]{1,6}(\.[0-9]{1,3})?(ms|s|m|h))+$"
 DECIMAL_PATTERN = r"^-?[0-9]+(\.[0-9]+)?$"
@@ -53,7 +53,7 @@ class Rules:
         def check(value: Any) -> Any:
             broken = [rule.message for rule in self.rules if not rule.holds(value)]
             if broken:
-                raise PydanticCustomError(RULES_BROKEN, "{messages}", {"messages": broken, "value": value, "raw": value})
+                raise PydanticCustomError(RULES_BROKEN, "{messages}", {"messages": broken})
             return value
 
         return core_schema.no_info_after_validator_function(check, handler(source))
