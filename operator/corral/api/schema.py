@@ -70,7 +70,7 @@ DEFINITIONS = (
             Column("State", _condition("Loaded", "reason"), description="Where the model is, or why it is not loaded"),
             Column("Replicas", ".status.replicas", "integer", "Server pods"),
             Column("Loaded", ".status.loadedReplicas", "integer", "Replicas that answer"),
-            Column("Node", ".status.placements[*].node", description="Where the replicas are"),
+            Column("Node", ".status.placements[0].node", description="Where the first replica is"),
             Column("Memory", ".status.memory.required", description="What one replica needs"),
             Column("LastUsed", ".status.lastUsed", "date", "When a request was last in flight"),
             AGE,
