@@ -39,6 +39,10 @@ class NotLeader(Exception):  # noqa: N818
     """The lease is lost or about to expire: nothing may be written."""
 
 
+class Unavailable(Exception):  # noqa: N818
+    """No answer in time, or one that says to try again. Whether a write was done is not known: look, and decide again."""
+
+
 @dataclass(frozen=True, slots=True)
 class PodRecord:
     """One server pod or local process group, trimmed."""

@@ -1,0 +1,132 @@
+"""Nodes with their devices, as the decision sees them: put together from Node objects, pools and what foreign pods take.
+
+It owns the trimmed facts of each node and tells the sink of a node only when what it would say has changed. Until nodes, pools and foreign use
+have all been listed it says nothing: a device that looks larger than it is would be given away.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from corral.api.errors import InvalidObjectError
+from corral.api.modelpool import ModelPool
+from corral.domain.model import Device, Node, Taint
+from corral.kube.client import NODES, KubeClient
+from corral.kube.devices import Backends, NodeFacts
+from corral.kube.foreign import ForeignUse
+from corral.kube.membership import known, pool_of
+from corral.kube.pods import seconds
+from corral.kube.ports import Sink
+from corral.kube.quantity import whole
+from corral.kube.watch import Object, Reflector, Target
+
+log = logging.getLogger(__name__)
+
+
+def trim(obj: Object) -> Object:
+    metadata, spec, status = obj["metadata"], obj.get("spec") or {}, obj.get("status") or {}
+    allocatable = status.get("allocatable") or {}
+    return {
+        "metadata": {"name": metadata["name"], "uid": metadata.get("uid", ""), "labels": metadata.get("labels") or {}},
+        "spec": {"taints": spec.get("taints") or [], "unschedulable": bool(spec.get("unschedulable"))},
+        "status": {
+            "allocatable": {key: value for key, value in allocatable.items() if key in {"memory", "pods"}},
+            "conditions": [c for c in status.get("conditions") or [] if c.get("type") == "Ready"],
+        },
+    }
+
+
+def facts(obj: Mapping[str, Any]) -> NodeFacts:
+    spec, status = obj.get("spec") or {}, obj.get("status") or {}
+    allocatable = status.get("allocatable") or {}
+    ready: Mapping[str, Any] = next((c for c in status.get("conditions") or [] if c.get("type") == "Ready"), {})
+    return NodeFacts(
+        name=obj["metadata"]["name"],
+        labels=obj["metadata"].get("labels") or {},
+        taints=tuple((t.get("key", ""), t.get("value") or "", t.get("effect", "")) for t in spec.get("taints") or []),
+        unschedulable=bool(spec.get("unschedulable")),
+        ready=ready.get("status") == "True",
+        ready_since=seconds(ready.get("lastTransitionTime")),
+        memory=whole(allocatable.get("memory")),
+        pods=whole(allocatable.get("pods")),
+    )
+
+
+class NodeBook:
+    """Feeds the sink with nodes. Pools come in from whoever watches them, through `put_pool` and `pools_synced`."""
+
+    def __init__(self, client: KubeClient, sink: Sink, backends: Backends) -> None:
+        self._sink = sink
+        self._backends = backends
+        self._facts: dict[str, NodeFacts] = {}
+        self._pools: dict[str, ModelPool] = {}
+        self._told: dict[str, tuple[Node, tuple[Device, ...]]] = {}
+        self._missing = {"nodes", "pools", "foreign"}
+        self.foreign = ForeignUse(client, self._tell, lambda: self._arrived("foreign"))
+        self.reflector = Reflector(client, NODES.path(), Target(self._put, self._remove, lambda: self._arrived("nodes")), trim=trim)
+
+    def put_pool(self, obj: Mapping[str, Any]) -> None:
+        try:
+            pool = ModelPool.parse(obj)
+        except InvalidObjectError as error:
+            log.error("%s; its nodes stay as they were", error)  # noqa: TRY400 - it says all
+            return
+        old = self._pools.get(pool.metadata.name)
+        if old is not None and old.spec == pool.spec:
+            return
+        self._pools[pool.metadata.name] = pool
+        self._tell_all()
+
+    def remove_pool(self, name: str) -> None:
+        if self._pools.pop(name, None) is not None:
+            self._tell_all()
+
+    def pools_synced(self) -> None:
+        self._arrived("pools")
+
+    def pool(self, name: str) -> ModelPool | None:
+        return next((pool for pool in known(self._pools.values()) if pool.metadata.name == name), None)
+
+    def _put(self, obj: Object) -> None:
+        node = facts(obj)
+        if self._facts.get(node.name) != node:
+            self._facts[node.name] = node
+            self._tell(node.name)
+
+    def _remove(self, _namespace: str, name: str, _uid: str) -> None:
+        self._facts.pop(name, None)
+        if self._told.pop(name, None) is not None:
+            self._sink.remove_node(name)
+
+    def _arrived(self, source: str) -> None:
+        self._missing.discard(source)
+        if not self._missing:
+            self._tell_all()
+            self._sink.synced("nodes")
+
+    def _tell_all(self) -> None:
+        for name in self._facts:
+            self._tell(name)
+
+    def _tell(self, name: str) -> None:
+        found = self._facts.get(name)
+        if found is None or self._missing:
+            return
+        pool, _ = pool_of(found.labels, known(self._pools.values()))
+        use = self.foreign.of(name)
+        node = Node(
+            name=name,
+            pool=pool.metadata.name if pool else "",
+            labels=found.labels,
+            taints=tuple(Taint(key, value, effect) for key, value, effect in found.taints),
+            ready=found.ready,
+            schedulable=not found.unschedulable,
+            not_ready_since=None if found.ready else found.ready_since,
+            pod_slots=max(0, found.pods - use.pods),
+        )
+        told = (node, tuple(self._backends.inventory(found, pool, use)) if pool else ())
+        if self._told.get(name) != told:
+            self._told[name] = told
+            self._sink.put_node(*told)
