@@ -6,6 +6,7 @@ it creates lives in a namespace of its own.
 
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.support.samples import ROOT, Sample, samples
 
 from corral.api.schema import DEFINITIONS
 
-NAMESPACE = "corral-crds"
+NAMESPACE = f"corral-crds-{secrets.token_hex(3)}"
 NOT_CHECKED = "some validation rules were not checked because the object was invalid"
 KINDS = {definition.model.KIND: definition.model for definition in DEFINITIONS}
 
