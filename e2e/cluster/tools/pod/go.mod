@@ -1,0 +1,3 @@
+module corral.dev/e2e/tools/pod
+
+go 1.26.0
