@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -137,12 +138,13 @@ def test_a_stream_goes_on_while_the_other_gateway_is_deleted(world: World):
 def operator_processes() -> list[int]:
     """Process ids on this machine whose command line is the operator's (the local cluster's pods are processes here)."""
     found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
         try:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                words = file.read().decode(errors="replace").split("\0")
+            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
         if any(word.endswith("/corral") for word in words) and "operator" in words:
-            found.append(int(pid))
+            found.append(int(folder.name))
     return found
