@@ -1,6 +1,6 @@
 """A witness over the whole run: every event of every server pod, judged by the API server's own data.
 
-It asserts what must hold at each moment (the pods' allocated requests on a node never pass the device's capacity less its margin; nobody is killed for
+It asserts what must hold at each moment (allocated requests on a node never pass the capacity less the margin; nobody is killed for
 memory) and keeps what it saw for the tests. It must never change anything in the cluster.
 """
 
