@@ -11,6 +11,7 @@ from pathlib import Path
 
 from watchfiles import awatch
 
+from corral.api.base import API_VERSION
 from corral.local.manifests import FileContent, Key, Manifest, files_of, read_file
 from corral.local.registry import Registry
 
@@ -18,6 +19,19 @@ Say = Callable[[str, str], None]
 """Level (`error` or `note`) and text."""
 
 ORDER = {"Secret": 0, "ModelPool": 1, "ModelDeployment": 2}
+
+
+BUILT_IN = Path("(built in)")
+DEFAULT_POOL = Manifest(
+    Key("ModelPool", "", "default"),
+    {"apiVersion": API_VERSION, "kind": "ModelPool", "metadata": {"name": "default"}, "spec": {}},
+    BUILT_IN,
+)
+"""Where the files have no pool there is this one, as the chart makes it on a cluster."""
+
+
+RESCAN_MS = 5000
+"""The files are read again so often without any notice: for what changes before the first watch, and for file systems that give none."""
 
 
 class Folder:
@@ -46,6 +60,8 @@ class Folder:
         self._good = {file: manifests for file, manifests in self._good.items() if file in present}
         wanted = self._without_doubles(told)
         self._told = told
+        if not any(key.kind == "ModelPool" for key in wanted):
+            wanted[DEFAULT_POOL.key] = DEFAULT_POOL
         for key in self._applied - wanted.keys():
             self._registry.remove(key)
         for manifest in sorted(wanted.values(), key=lambda found: ORDER[found.key.kind]):
@@ -78,5 +94,6 @@ class Folder:
     async def watch(self, stop: asyncio.Event) -> None:
         """Follow the files until `stop`; `scan` has been called once before."""
         watched = {path if path.is_dir() else path.parent for path in self._paths}
-        async for _ in awatch(*watched, stop_event=stop, recursive=False, debounce=200, step=50, rust_timeout=1000):
+        changes = awatch(*watched, stop_event=stop, recursive=False, debounce=200, step=50, rust_timeout=RESCAN_MS, yield_on_timeout=True)
+        async for _ in changes:
             self.scan()

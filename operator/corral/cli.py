@@ -1,0 +1,201 @@
+"""The command line. Thin: each command imports what it runs when it runs, so that `corral get` loads no server and the gateway no operator."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from corral.local.devices import Inventory
+    from corral.local.events import Event
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Many models, few GPUs, one endpoint.")
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+RunDirOption = Annotated[
+    Path | None, typer.Option(help="Where the local instance keeps its state. Default: $CORRAL_RUN_DIR, else ~/.cache/corral/run.")
+]
+NamespaceOption = Annotated[str, typer.Option("-n", "--namespace", help="Only this namespace.")]
+KubeconfigOption = Annotated[str, typer.Option(help="A kubeconfig file: ask its cluster, not the local instance.")]
+
+
+@app.command()
+def up(  # noqa: PLR0917 - options, given by name
+    files: Annotated[list[Path], typer.Option("-f", "--filename", help="A folder of manifests, or one file; watched. May be given several times.")],
+    device: Annotated[
+        list[str] | None, typer.Option(help="A device and its memory, such as gpu0=8Gi or host=16Gi. May be given several times.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the endpoint; 0: any free one.")] = 8080,
+    host: Annotated[str, typer.Option(help="Address of the endpoint.")] = "127.0.0.1",
+    run_dir: RunDirOption = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only print errors.")] = False,
+) -> None:
+    """Serve a folder of manifests on this machine."""
+    from corral.local import up as local  # noqa: PLC0415
+    from corral.local.devices import DeviceArgumentError  # noqa: PLC0415
+    from corral.local.processes import ServerMissingError  # noqa: PLC0415
+    from corral.local.rundir import RunDirBusyError, default_run_dir  # noqa: PLC0415
+
+    options = local.UpOptions(tuple(files), tuple(device or ()), host, port, (run_dir or default_run_dir()).absolute())
+    _logging()
+    try:
+        _run(local.run(options, local.Console(_sayer(quiet), _teller(quiet), _starter(quiet))))
+    except (FileNotFoundError, DeviceArgumentError, RunDirBusyError, ServerMissingError) as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno is None or "bind" not in str(error):
+            raise
+        _fail(f"--port {port}: {error.strerror}. Choose another one, or 0 for any free one")
+
+
+@app.command()
+def get(namespace: NamespaceOption = "", kubeconfig: KubeconfigOption = "", run_dir: RunDirOption = None) -> None:
+    """List the models and what each of them does."""
+    from corral import show  # noqa: PLC0415
+
+    models = _in(_objects(run_dir, kubeconfig)["models"], namespace)
+    if not models:
+        err.print("there are no ModelDeployments" + (f" in namespace {namespace}" if namespace else ""))
+        return
+    several = len({model["metadata"].get("namespace", "") for model in models}) > 1
+    out.print(show.models_table(models, time.time(), namespaces=several), crop=False, overflow="ignore", no_wrap=True)
+
+
+@app.command()
+def explain(
+    model: Annotated[str, typer.Argument(help="NAME or NAMESPACE/NAME.")],
+    namespace: NamespaceOption = "",
+    kubeconfig: KubeconfigOption = "",
+    run_dir: RunDirOption = None,
+) -> None:
+    """Say why a model is where it is, with the arithmetic."""
+    from corral import show  # noqa: PLC0415
+
+    models = _in(_objects(run_dir, kubeconfig)["models"], namespace)
+    found = show.find_model(models, model)
+    if found is None:
+        known = ", ".join(each["metadata"]["name"] for each in models) or "none"
+        _fail(f"there is no ModelDeployment {model}; there are: {known}")
+    for line in show.explanation(found, time.time()):
+        out.print(line, markup=False)
+
+
+@app.command()
+def top(kubeconfig: KubeconfigOption = "", run_dir: RunDirOption = None) -> None:
+    """Show the devices, and what is on them."""
+    from corral import show  # noqa: PLC0415
+
+    objects = _objects(run_dir, kubeconfig)
+    for table in (show.devices_table(objects["pools"]), show.replicas_table(objects["models"], time.time())):
+        out.print(table, crop=False, overflow="ignore", no_wrap=True)
+        out.print()
+
+
+@app.command()
+def operator() -> None:
+    """Run the operator in a cluster; its settings come from the environment."""
+    from corral import bootstrap  # noqa: PLC0415
+
+    bootstrap.operator()
+
+
+@app.command()
+def gateway() -> None:
+    """Run a gateway in a cluster; its settings come from the environment."""
+    from corral import bootstrap  # noqa: PLC0415
+
+    bootstrap.gateway()
+
+
+def main() -> None:
+    app()
+
+
+def _run(coroutine: Any) -> None:
+    try:
+        import uvloop  # noqa: PLC0415 - where there is none, asyncio's own loop serves
+    except ImportError:
+        asyncio.run(coroutine)
+    else:
+        uvloop.run(coroutine)
+
+
+def _logging() -> None:
+    import logging  # noqa: PLC0415
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+
+
+def _objects(run_dir: Path | None, kubeconfig: str) -> Mapping[str, Any]:
+    """Models and pools of the local instance when one runs, else of the cluster that the kubeconfig names."""
+    from corral.local.client import LocalClient, NotRunningError  # noqa: PLC0415
+    from corral.local.rundir import default_run_dir  # noqa: PLC0415
+
+    if not kubeconfig:
+        chosen = (run_dir or default_run_dir()).absolute()
+        try:
+            return LocalClient(chosen).state()
+        except NotRunningError as error:
+            if run_dir is not None:
+                _fail(str(error))
+    from corral.kube.listing import ClusterUnreachableError, list_objects  # noqa: PLC0415
+
+    try:
+        return asyncio.run(list_objects(kubeconfig))
+    except ClusterUnreachableError as error:
+        _fail(f"no corral up runs here, and the cluster cannot be asked: {error}")
+
+
+def _in(models: Sequence[Mapping[str, Any]], namespace: str) -> list[Mapping[str, Any]]:
+    return [model for model in models if not namespace or model["metadata"].get("namespace") == namespace]
+
+
+def _fail(text: str) -> NoReturn:
+    err.print(f"[bold red]error:[/] {text}" if "[" not in text else f"error: {text}", markup="[" not in text)
+    raise typer.Exit(1)
+
+
+def _sayer(quiet: bool) -> Any:
+    def say(level: str, text: str) -> None:
+        if level == "error" or not quiet:
+            err.print(f"{level}: {text}", style="bold red" if level == "error" else "dim", markup=False)
+
+    return say
+
+
+def _teller(quiet: bool) -> Any:
+    def tell(event: Event) -> None:
+        if not quiet:
+            at = time.strftime("%H:%M:%S", time.localtime(event.at))
+            out.print(f"{at}  {event.object:<24}  {event.reason:<18}  {event.message}", style="yellow" if event.warning else None, markup=False)
+
+    return tell
+
+
+def _starter(quiet: bool) -> Any:
+    def started(endpoint: str, found: Inventory, models: Sequence[str]) -> None:
+        from corral.api.types import format_rounded  # noqa: PLC0415
+
+        if quiet:
+            return
+        devices = ", ".join(f"{arena.id} {format_rounded(arena.capacity)}" for arena in found.arenas)
+        out.print(f"devices: {devices} ({found.how})", markup=False)
+        out.print(f"models:  {', '.join(models) or 'none yet; put a manifest into the folder'}", markup=False)
+        out.print(f"serving: {endpoint}/v1   (Ctrl-C ends it)", markup=False)
+        if models:
+            body = f'{{"model": "{models[0]}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+            out.print(f"try:     curl {endpoint}/v1/chat/completions -H 'content-type: application/json' -d '{body}'", markup=False)
+
+    return started
+
+
+if __name__ == "__main__":
+    main()
