@@ -1,0 +1,319 @@
+# ruff: noqa: TRY301 - a refusal is raised where its cause is seen
+"""Request bodies: read within bounds, looked into for `model`, kept unchanged, and moved to disk when many wait.
+
+A body is sent exactly as it came. What the gateway needs of it is decoded with a type that names those fields only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import tempfile
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import parse_qsl
+
+import msgspec
+from python_multipart import MultipartParser
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import parse_options_header
+
+from corral.gateway.errors import refuse
+from corral.gateway.settings import MIB, GatewaySettings
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+FIELD_MAX = 4096
+
+
+class ClientGone(Exception):  # noqa: N818 - an event of the world, not a fault
+    """The client closed its connection."""
+
+
+class KeptBody:
+    """Implements `upstream.Body`."""
+
+    __slots__ = ("_budget", "_data", "_file", "size")
+
+    def __init__(self, data: bytes | None, file: IO[bytes] | None, size: int, budget: BodyBudget) -> None:
+        self._data = data
+        self._file = file
+        self.size = size
+        self._budget = budget
+
+    @property
+    def in_memory(self) -> bytes | None:
+        return self._data
+
+    async def piece(self, offset: int, length: int) -> bytes:
+        if self._data is not None:
+            return self._data[offset : offset + length]
+        file = self._file
+        if file is None:
+            raise ValueError("the body is closed")
+
+        def read() -> bytes:
+            file.seek(offset)
+            return file.read(length)
+
+        return await asyncio.get_running_loop().run_in_executor(None, read)
+
+    def spill(self) -> None:
+        """Move it to disk: it waits, and others wait as well."""
+        if self._data is None:
+            return
+        file = self._budget.temporary()
+        file.write(self._data)
+        file.flush()
+        self._file = file
+        self._data = None
+        self._budget.in_memory -= self.size
+
+    def close(self) -> None:
+        if self._data is not None:
+            self._budget.in_memory -= self.size
+            self._data = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class BodyBudget:
+    """Bytes of bodies in memory, of all requests together."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self.settings = settings
+        self.in_memory = 0
+
+    def temporary(self) -> IO[bytes]:
+        folder: Path | None = self.settings.spool_dir
+        return tempfile.TemporaryFile(dir=folder)
+
+
+class _Peek(msgspec.Struct):
+    model: str | msgspec.UnsetType = msgspec.UNSET
+    stream: Any = None
+
+
+class _Conversation(msgspec.Struct):
+    prompt_cache_key: Any = None
+    system: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    messages: list[msgspec.Raw] | Any = None
+    prompt: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_peek = msgspec.json.Decoder(_Peek)
+_conversation = msgspec.json.Decoder(_Conversation)
+
+
+class Asked:
+    """What the gateway needs to know of a body."""
+
+    __slots__ = ("model", "stream")
+
+    def __init__(self, model: str, stream: bool) -> None:
+        self.model = model
+        self.stream = stream
+
+
+def peek(data: bytes) -> Asked:
+    """`model` and `stream` of a JSON body. Of a key that is there twice the last one counts, as for every common parser."""
+    try:
+        asked = _peek.decode(data)
+    except msgspec.ValidationError as error:
+        raise refuse(400, "invalid_request", f"the body must be a JSON object whose `model` is a string: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise refuse(400, "invalid_json", f"the body is not JSON: {error}") from None
+    if isinstance(asked.model, msgspec.UnsetType) or not asked.model:
+        raise refuse(400, "missing_model", "`model` is missing: it names which model answers; GET /v1/models lists them")
+    return Asked(asked.model, asked.stream is True)
+
+
+def affinity_of(data: bytes) -> int:
+    """A hash of how a conversation begins: its cache key if it names one, else the system text and the first two messages."""
+    try:
+        talk = _conversation.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return 0
+    digest = hashlib.blake2b(digest_size=8)
+    if isinstance(talk.prompt_cache_key, str) and talk.prompt_cache_key:
+        digest.update(talk.prompt_cache_key.encode())
+    else:
+        if not isinstance(talk.system, msgspec.UnsetType):
+            digest.update(talk.system)
+        if isinstance(talk.messages, list):
+            for message in talk.messages[:2]:
+                digest.update(bytes(message) if isinstance(message, msgspec.Raw) else repr(message).encode())
+        for text in (talk.prompt, talk.input):
+            if not isinstance(text, msgspec.UnsetType):
+                digest.update(bytes(text)[:1024])
+    return int.from_bytes(digest.digest(), "little") or 1
+
+
+def query_model(query: bytes) -> str:
+    for name, value in parse_qsl(query.decode("latin-1")):
+        if name == "model" and value:
+            return value
+    raise refuse(400, "missing_model", "`?model=` is missing: it names which model is meant; GET /v1/models lists them")
+
+
+def _text(folder: Path | None) -> str | None:
+    return None if folder is None else str(folder)
+
+
+def declared_length(headers: list[tuple[bytes, bytes]]) -> int | None:
+    for name, value in headers:
+        if name == b"content-length" and value.isdigit():
+            return int(value)
+    return None
+
+
+def header(headers: list[tuple[bytes, bytes]], wanted: bytes) -> bytes:
+    for name, value in headers:
+        if name == wanted:
+            return value
+    return b""
+
+
+async def read_whole(receive: Receive, headers: list[tuple[bytes, bytes]], budget: BodyBudget) -> KeptBody:
+    """A body for memory."""
+    settings = budget.settings
+    limit = settings.max_body
+    declared = declared_length(headers)
+    if declared is not None and declared > limit:
+        raise refuse(413, "body_too_large", f"the body has {declared} bytes; at most {limit // MIB} MiB are taken")
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientGone
+    data: bytes = message.get("body", b"")
+    if message.get("more_body"):
+        if budget.in_memory + (declared or 0) > settings.bodies_max:
+            raise refuse(503, "overloaded", "too many bytes of requests are in memory; try again", retry_after=1)
+        parts = bytearray(data)
+        counted = 0
+        try:
+            while message.get("more_body"):
+                budget.in_memory += len(parts) - counted
+                counted = len(parts)
+                if budget.in_memory > settings.bodies_max:
+                    raise refuse(503, "overloaded", "too many bytes of requests are in memory; try again", retry_after=1)
+                message = await _timed(receive, settings.body_timeout)
+                parts += message.get("body", b"")
+                if len(parts) > limit:
+                    raise refuse(413, "body_too_large", f"the body has more than {limit // MIB} MiB")
+        finally:
+            budget.in_memory -= counted
+        data = bytes(parts)
+    budget.in_memory += len(data)
+    return KeptBody(data, None, len(data), budget)
+
+
+async def _timed(receive: Receive, seconds: float) -> MutableMapping[str, Any]:
+    try:
+        async with asyncio.timeout(seconds):
+            message = await receive()
+    except TimeoutError:
+        raise refuse(408, "request_timeout", f"nothing of the body came for {seconds:g}s") from None
+    if message["type"] == "http.disconnect":
+        raise ClientGone
+    return message
+
+
+async def read_multipart(receive: Receive, headers: list[tuple[bytes, bytes]], budget: BodyBudget) -> tuple[KeptBody, Asked]:
+    """A multipart body: to disk as it comes, with its `model` and `stream` fields read on the way."""
+    settings = budget.settings
+    declared = declared_length(headers)
+    if declared is not None and declared > settings.max_upload:
+        raise refuse(413, "body_too_large", f"the body has {declared} bytes; at most {settings.max_upload // MIB} MiB are taken")
+    kind, options = parse_options_header(header(headers, b"content-type"))
+    boundary = options.get(b"boundary", b"")
+    if kind != b"multipart/form-data" or not boundary:
+        raise refuse(400, "invalid_request", "the body must be multipart/form-data with a boundary")
+    fields = _Fields()
+    parser = MultipartParser(boundary, fields.callbacks())
+    file = tempfile.SpooledTemporaryFile(max_size=settings.held_in_memory, dir=_text(settings.spool_dir))  # noqa: SIM115 - KeptBody closes it
+    size = 0
+    try:
+        more = True
+        while more:
+            message = await _timed(receive, settings.body_timeout)
+            data = message.get("body", b"")
+            more = bool(message.get("more_body"))
+            size += len(data)
+            if size > settings.max_upload:
+                raise refuse(413, "body_too_large", f"the body has more than {settings.max_upload // MIB} MiB")
+            try:
+                parser.write(data)
+            except MultipartParseError as error:
+                raise refuse(400, "invalid_request", f"the multipart body is malformed: {error}") from None
+            file.write(data)
+        if not fields.finished:
+            raise refuse(400, "invalid_request", "the multipart body ends before its last boundary")
+        model = fields.values.get("model", "")
+        if not model:
+            raise refuse(400, "missing_model", "the form field `model` is missing: it names which model answers")
+    except BaseException:
+        file.close()
+        raise
+    return KeptBody(None, file, size, budget), Asked(model, fields.values.get("stream", "").lower() in ("true", "1"))
+
+
+class _Fields:
+    """The small text fields of a form; files pass by."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+        self.finished = False
+        self._header: tuple[bytearray, bytearray] = (bytearray(), bytearray())
+        self._name = ""
+        self._value: bytearray | None = None
+
+    def callbacks(self) -> Any:
+        return {
+            "on_part_begin": self._part_begin,
+            "on_part_data": self._part_data,
+            "on_part_end": self._part_end,
+            "on_header_field": self._header_field,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
+            "on_end": self._end,
+        }
+
+    def _part_begin(self) -> None:
+        self._name, self._value = "", None
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header[0].extend(data[start:end])
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header[1].extend(data[start:end])
+
+    def _header_end(self) -> None:
+        name, value = bytes(self._header[0]).lower(), bytes(self._header[1])
+        self._header[0].clear()
+        self._header[1].clear()
+        if name == b"content-disposition":
+            _, options = parse_options_header(value)
+            if b"filename" not in options:
+                self._name = options.get(b"name", b"").decode("utf-8", "replace")
+                self._value = bytearray()
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._value is not None and len(self._value) <= FIELD_MAX:
+            self._value.extend(data[start:end])
+
+    def _part_end(self) -> None:
+        if self._value is not None and self._name in ("model", "stream") and len(self._value) <= FIELD_MAX:
+            self.values[self._name] = self._value.decode("utf-8", "replace")
+
+    def _end(self) -> None:
+        self.finished = True
+
+
+def wants_autoload(query: bytes) -> bool:
+    """llama.cpp's `?autoload=`: `true` and `1` mean yes, anything else no."""
+    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        if name == "autoload":
+            return value in ("true", "1")
+    return True
