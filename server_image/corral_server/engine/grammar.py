@@ -1,0 +1,79 @@
+"""A grammar that constrains one answer, over llama.cpp's grammar sampler.
+
+Bounds what reaches the parser: deep nesting overflows its stack and ends the process. A token is accepted only after the grammar was asked about it:
+accepting a forbidden one aborts the process.
+"""
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from corral_server.engine.library import FloatArray, L
+from corral_server.engine.vocabulary import Vocabulary
+
+MAX_BYTES = 64 << 10
+MAX_NESTING = 200
+_NEGATIVE = float("-inf")
+
+
+class GrammarError(ValueError):
+    """The grammar is not one that llama.cpp can use."""
+
+
+def check_grammar(text: str) -> None:
+    if len(text.encode()) > MAX_BYTES:
+        raise GrammarError(f"the grammar is longer than {MAX_BYTES} bytes")
+    depth = deepest = 0
+    for character in text:
+        if character in "([{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in ")]}":
+            depth = max(depth - 1, 0)
+    if deepest > MAX_NESTING:
+        raise GrammarError(f"the grammar nests deeper than {MAX_NESTING}")
+
+
+class Grammar:
+    def __init__(self, vocabulary: Vocabulary, text: str, *, triggers: list[str] | None = None, root: str = "root") -> None:
+        check_grammar(text)
+        if triggers:
+            patterns = (ctypes.c_char_p * len(triggers))(*(t.encode() for t in triggers))
+            self._sampler = L.llama_sampler_init_grammar_lazy_patterns(
+                vocabulary.handle, text.encode(), root.encode(), patterns, len(triggers), None, 0
+            )
+        else:
+            self._sampler = L.llama_sampler_init_grammar(vocabulary.handle, text.encode(), root.encode())
+        if not self._sampler:
+            raise GrammarError("the grammar could not be parsed")
+        self._one = (L.llama_token_data * 1)()
+        self._one_array = L.llama_token_data_array(self._one, 1, -1, False)
+        self._all: Any = None
+
+    def allows(self, token: int) -> bool:
+        self._one[0] = L.llama_token_data(token, 1.0, 0.0)
+        self._one_array.size = 1
+        L.llama_sampler_apply(self._sampler, ctypes.byref(self._one_array))
+        return bool(self._one[0].logit != _NEGATIVE)
+
+    def masked(self, row: FloatArray) -> FloatArray:
+        """The row with every forbidden token at minus infinity: the expensive way, asked only after a refusal."""
+        size = len(row)
+        if self._all is None:
+            self._all = (L.llama_token_data * size)()
+        view = np.frombuffer(self._all, dtype=[("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+        view["id"] = np.arange(size, dtype=np.int32)
+        view["logit"] = row
+        array = L.llama_token_data_array(self._all, size, -1, False)
+        L.llama_sampler_apply(self._sampler, ctypes.byref(array))
+        return view["logit"].copy()
+
+    def accept(self, token: int) -> None:
+        if self._sampler and self.allows(token):
+            L.llama_sampler_accept(self._sampler, token)
+
+    def close(self) -> None:
+        if self._sampler:
+            L.llama_sampler_free(self._sampler)
+            self._sampler = None

@@ -1,0 +1,128 @@
+"""The requests as the engine holds them, parsed from the supervisor's messages."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from corral_server.engine.grammar import Grammar
+from corral_server.engine.sampling import Sampler, SamplingParams
+from corral_server.engine.text import TextStream
+from corral_server.engine.vocabulary import Vocabulary
+
+
+class RefusedError(Exception):
+    """A request that cannot run: an HTTP status, an error code and a sentence."""
+
+    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+
+    def event(self, job_id: int) -> dict[str, Any]:
+        return {"i": job_id, "err": {"status": self.status, "code": self.code, "message": str(self), "param": self.param}}
+
+
+@dataclass
+class Job:
+    """One answer being generated. `tokens` is the prompt and what was sampled so far: after a preemption it is evaluated again as a whole."""
+
+    id: int
+    tokens: list[int]
+    prompt_count: int
+    limit: int
+    params: SamplingParams
+    sampler: Sampler
+    text: TextStream
+    cache: bool = True
+    arrived: float = field(default_factory=time.perf_counter)
+    started: float = 0.0
+    first_token: float = 0.0
+    cached: int = -1
+    announced: bool = False
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - self.prompt_count
+
+    def usage(self) -> dict[str, Any]:
+        now = time.perf_counter()
+        first = self.first_token or now
+        return {
+            "prompt": self.prompt_count, "cached": max(self.cached, 0), "completion": self.generated,
+            "prompt_ms": (first - self.started) * 1e3, "predicted_ms": (now - first) * 1e3, "queued_ms": (self.started - self.arrived) * 1e3,
+        }  # fmt: skip
+
+
+@dataclass
+class EmbedJob:
+    id: int
+    inputs: list[list[int]]
+    normalise: bool = True
+    next: int = 0
+    done: int = 0
+    results: list[bytes] = field(default_factory=list)
+
+
+def prompt_tokens(raw: Any, vocabulary: Vocabulary, *, add_special: bool, parse_special: bool) -> list[int]:
+    """Tokens of a prompt given as text, as token numbers, or as llama.cpp's mixed list of both."""
+    if isinstance(raw, str):
+        return vocabulary.tokenize(raw, add_special=add_special, parse_special=parse_special)
+    tokens: list[int] = []
+    for index, part in enumerate(raw):
+        if isinstance(part, str):
+            tokens += vocabulary.tokenize(part, add_special=add_special and index == 0, parse_special=parse_special)
+        elif 0 <= part < vocabulary.size:
+            tokens.append(part)
+        else:
+            raise RefusedError(400, "invalid_value", f"token {part} is not in the vocabulary of {vocabulary.size} tokens", "prompt")
+    return tokens
+
+
+def make_job(raw: dict[str, Any], vocabulary: Vocabulary, context_length: int) -> Job:
+    """A generation job; RefusedError with the reason when it cannot run."""
+    tokens = prompt_tokens(raw["prompt"], vocabulary, add_special=raw.get("add_special", True), parse_special=raw.get("parse_special", True))
+    if not tokens:
+        tokens = [vocabulary.bos if vocabulary.bos >= 0 else max(vocabulary.eos, 0)]
+    room = context_length - len(tokens)
+    if room < 1:
+        raise RefusedError(
+            400,
+            "context_length_exceeded",
+            f"This model's maximum context length is {context_length} tokens, but the prompt has {len(tokens)}. Please shorten it.",
+            raw.get("prompt_param", "messages"),
+        )
+    asked = raw.get("max_tokens")
+    params = SamplingParams.of(raw.get("sampling") or {})
+    grammar = None
+    if raw.get("grammar"):
+        try:
+            grammar = Grammar(vocabulary, raw["grammar"], triggers=raw.get("triggers"))
+        except ValueError as error:
+            raise RefusedError(400, "invalid_grammar", str(error), raw.get("grammar_param", "grammar")) from None
+    ends = [t for t in range(vocabulary.size) if vocabulary.ends(t)] if params.ignore_eos else ()
+    sampler = Sampler(params, grammar, ends)
+    sampler.prime(tokens)
+    return Job(
+        id=raw["id"], tokens=tokens, prompt_count=len(tokens), limit=room if asked is None or asked < 0 else min(asked, room),
+        params=params, sampler=sampler, text=TextStream(raw.get("stop") or ()), cache=raw.get("cache_prompt", True),
+    )  # fmt: skip
+
+
+def make_embed_job(raw: dict[str, Any], vocabulary: Vocabulary, limit: int) -> EmbedJob:
+    inputs = []
+    for index, item in enumerate(raw["inputs"]):
+        tokens = prompt_tokens(item, vocabulary, add_special=True, parse_special=False)
+        if vocabulary.add_eos and tokens and tokens[-1] != vocabulary.eos and vocabulary.eos >= 0 and not isinstance(item, str):
+            tokens.append(vocabulary.eos)
+        if len(tokens) > limit:
+            raise RefusedError(
+                400,
+                "context_length_exceeded",
+                f"This model's maximum context length is {limit} tokens, but input {index} has {len(tokens)}.",
+                "input",
+            )
+        if not tokens:
+            raise RefusedError(400, "invalid_value", f"input {index} is empty", "input")
+        inputs.append(tokens)
+    return EmbedJob(id=raw["id"], inputs=inputs, normalise=raw.get("normalise", True))

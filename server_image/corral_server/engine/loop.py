@@ -1,0 +1,300 @@
+"""The inference loop: one thread, one context, one batch a step for all slots, one message a step to the supervisor.
+
+Owns the slots and the queue. It must never block on anything but the supervisor's next message, and only when there is no work.
+"""
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from corral_server.channel import BlockingChannel, Message
+from corral_server.engine import scheduling
+from corral_server.engine.batch import Batch
+from corral_server.engine.embedding import EmbeddingLoop
+from corral_server.engine.jobs import Job, RefusedError, make_embed_job, make_job, prompt_tokens
+from corral_server.engine.library import L, floats_at, get_logits_ith
+from corral_server.engine.plan import EnginePlan
+from corral_server.engine.vocabulary import Vocabulary
+
+_HEADROOM = 64
+
+
+@dataclass
+class Slot:
+    """One sequence of the context. `held` are the tokens in its cells."""
+
+    id: int
+    held: list[int] = field(default_factory=list)
+    job: Job | None = None
+    last_used: int = 0
+
+
+class StopLoop(Exception):  # noqa: N818  it is how the loop ends, not an error
+    """The supervisor asked the engine to end."""
+
+
+class Loop:
+    def __init__(self, channel: BlockingChannel, model: Any, context: Any, plan: EnginePlan, vocabulary: Vocabulary) -> None:
+        self._channel = channel
+        self._context = context
+        self._memory = L.llama_get_memory(context)
+        self._plan = plan
+        self._vocabulary = vocabulary
+        self._slots = [Slot(i) for i in range(plan.slots)]
+        self._queue: deque[Job] = deque()
+        self._batch = Batch(L.llama_n_batch(context))
+        self._clock = 0
+        self._rewind = scheduling.Rewind(
+            window=max(L.llama_model_n_swa(model), 0), recurrent=bool(L.llama_model_is_recurrent(model) or L.llama_model_is_hybrid(model))
+        )
+        self._embedding = EmbeddingLoop(
+            context, self._batch, sequences=plan.slots, width=L.llama_model_n_embd_out(model), rank=plan.pooling == "Rank"
+        )
+        self._events: list[Message] = []
+        self._decodes = 0
+        self._busy_total = 0
+
+    # --- the loop
+
+    def run(self) -> None:
+        try:
+            while True:
+                busy = bool(self._queue or self._embedding.jobs or any(s.job for s in self._slots))
+                for message in self._channel.poll() if busy else self._channel.receive(None):
+                    self._handle(message)
+                if self._embedding.jobs:
+                    self._events += self._embedding.step()
+                self._admit()
+                if any(s.job for s in self._slots):
+                    self._step()
+                self._flush()
+        except StopLoop:
+            return
+
+    def _handle(self, message: Message) -> None:
+        kind = message["t"]
+        if kind == "new":
+            try:
+                self._queue.append(make_job(message, self._vocabulary, self._plan.context_length))
+            except RefusedError as error:
+                self._events.append(error.event(message["id"]))
+        elif kind == "embed":
+            try:
+                self._embedding.jobs.append(make_embed_job(message, self._vocabulary, self._plan.context_length))
+            except RefusedError as error:
+                self._events.append(error.event(message["id"]))
+        elif kind == "cancel":
+            self._cancel(message["id"])
+        elif kind == "tokenize":
+            self._tokenize(message)
+        elif kind == "detokenize":
+            pieces = b"".join(self._vocabulary.piece(t, special=True) for t in message["tokens"])
+            self._events.append({"i": message["id"], "f": "stop", "text": pieces.decode("utf-8", "replace")})
+        elif kind == "slots":
+            self._events.append({"i": message["id"], "f": "stop", "slots": [self._describe(s) for s in self._slots]})
+        elif kind == "stop":
+            raise StopLoop
+
+    def _flush(self) -> None:
+        if self._events:
+            active = sum(s.job is not None for s in self._slots)
+            self._channel.send({"t": "step", "e": self._events, "queued": len(self._queue), "active": active})
+            self._events = []
+
+    def _tokenize(self, message: Message) -> None:
+        try:
+            tokens = prompt_tokens(
+                message["content"], self._vocabulary, add_special=message.get("add_special", False), parse_special=message.get("parse_special", True)
+            )
+        except RefusedError as error:
+            self._events.append(error.event(message["id"]))
+            return
+        event: Message = {"i": message["id"], "f": "stop", "tokens": tokens}
+        if message.get("with_pieces"):
+            event["pieces"] = [list(self._vocabulary.piece(t, special=True)) for t in tokens]
+        self._events.append(event)
+
+    def _describe(self, slot: Slot) -> Message:
+        job = slot.job
+        return {"id": slot.id, "processing": job is not None, "tokens": len(slot.held), "generated": job.generated if job else 0}
+
+    def _cancel(self, job_id: int) -> None:
+        self._queue = deque(j for j in self._queue if j.id != job_id)
+        self._embedding.cancel(job_id)
+        for slot in self._slots:
+            if slot.job is not None and slot.job.id == job_id:
+                self._free(slot)
+
+    # --- slots and cells
+
+    def _admit(self) -> None:
+        while self._queue:
+            job = self._queue[0]
+            active = [len(s.job.tokens) for s in self._slots if s.job is not None]
+            headroom = min(_HEADROOM, job.limit - job.generated)
+            if not scheduling.fits(self._plan.cells, active, len(job.tokens), headroom):
+                return
+            idle = [
+                scheduling.IdleSlot(s.id, s.held, s.last_used, self._oldest_position(s) if self._rewind.window else 0)
+                for s in self._slots
+                if s.job is None
+            ]
+            choice = scheduling.choose_slot(idle, job.tokens, self._rewind)
+            if choice is None:
+                return
+            self._queue.popleft()
+            slot, kept = self._slots[choice[0].id], choice[1] if job.cache else 0
+            self._keep(slot, kept)
+            slot.job = job
+            if job.cached < 0:
+                job.cached = kept
+                job.started = time.perf_counter()
+            self._make_room(len(job.tokens) - kept)
+
+    def _oldest_position(self, slot: Slot) -> int:
+        return int(L.llama_memory_seq_pos_min(self._memory, slot.id)) if slot.held else 0
+
+    def _keep(self, slot: Slot, count: int) -> None:
+        """Leave the first `count` tokens in the slot's cells."""
+        if count < len(slot.held):
+            L.llama_memory_seq_rm(self._memory, slot.id, count or -1, -1)
+            del slot.held[count:]
+
+    def _make_room(self, wanted: int) -> None:
+        """Drop idle prefixes, least recently used first, until `wanted` more cells are free."""
+        free = self._plan.cells - sum(len(s.held) for s in self._slots)
+        for slot in sorted((s for s in self._slots if s.job is None and s.held), key=lambda s: s.last_used):
+            if free >= wanted:
+                return
+            free += len(slot.held)
+            self._keep(slot, 0)
+
+    def _free(self, slot: Slot) -> None:
+        if slot.job is not None:
+            slot.job.sampler.close()
+        slot.job = None
+        self._clock += 1
+        slot.last_used = self._clock
+
+    # --- one step
+
+    def _step(self) -> None:
+        active = [s for s in self._slots if s.job is not None]
+        generating = sum(len(s.job.tokens) - len(s.held) == 1 for s in active if s.job)
+        self._make_room(len(active))
+        # A long prompt beside running answers is fed in smaller pieces, so that their tokens keep coming.
+        budget = self._batch.capacity if not generating else min(self._batch.capacity, generating + self._plan.micro_batch)
+        while True:
+            outputs, fed = self._fill(active, budget)
+            code = self._batch.decode(self._context)
+            self._decodes += 1
+            if code != 1:
+                break
+            survivor = self._out_of_cells(active)
+            if survivor is None:
+                return
+            active = survivor
+        if code != 0:
+            self._decode_failed(active, code)
+            return
+        for slot, tokens in fed:
+            slot.held += tokens
+        self._busy_total += len(active)
+        for slot, index in outputs:
+            self._sample(slot, index)
+
+    def _fill(self, active: list[Slot], budget: int) -> tuple[list[tuple[Slot, int]], list[tuple[Slot, list[int]]]]:
+        self._batch.clear()
+        outputs: list[tuple[Slot, int]] = []
+        fed: list[tuple[Slot, list[int]]] = []
+        jobs = sorted(((s, s.job) for s in active if s.job is not None), key=lambda p: (len(p[1].tokens) - len(p[0].held) > 1, p[1].arrived))
+        for slot, job in jobs:
+            room = min(budget - self._batch.size, self._batch.room)
+            if room <= 0:
+                break
+            start = len(slot.held)
+            tokens = job.tokens[start : start + room]
+            last = start + len(tokens) == len(job.tokens)
+            index = self._batch.add(tokens, start, slot.id, outputs="last" if last else "none")
+            fed.append((slot, tokens))
+            if last:
+                outputs.append((slot, index))
+        return outputs, fed
+
+    def _out_of_cells(self, active: list[Slot]) -> list[Slot] | None:
+        """No cells were left for this batch: drop idle prefixes, then let the youngest request wait with its tokens kept."""
+        dropped = [s for s in self._slots if s.job is None and s.held]
+        for slot in dropped:
+            self._keep(slot, 0)
+        if dropped:
+            return active
+        youngest = max(active, key=lambda s: s.job.arrived if s.job else 0.0)
+        if len(active) == 1:
+            self._finish(youngest, "length", b"")
+            self._keep(youngest, 0)
+            return None
+        if youngest.job is not None:
+            self._queue.appendleft(youngest.job)
+        youngest.job = None
+        self._keep(youngest, 0)
+        return [s for s in active if s is not youngest]
+
+    def _decode_failed(self, active: list[Slot], code: int) -> None:
+        error = {"status": 500, "code": "decode_failed", "message": f"llama.cpp could not decode (code {code})", "param": None}
+        for slot in active:
+            if slot.job is not None:
+                self._events.append({"i": slot.job.id, "err": error})
+            self._free(slot)
+        L.llama_memory_clear(self._memory, True)
+        for slot in self._slots:
+            slot.held.clear()
+
+    def _sample(self, slot: Slot, index: int) -> None:
+        job = slot.job
+        if job is None:
+            return
+        choice = job.sampler.sample(floats_at(get_logits_ith(self._context, index), self._vocabulary.size))
+        job.sampler.accept(choice.token)
+        if not job.first_token:
+            job.first_token = time.perf_counter()
+        job.tokens.append(choice.token)
+        if not job.announced:
+            job.announced = True
+            self._events.append({"i": job.id, "start": {"prompt": job.prompt_count, "cached": job.cached}})
+        if self._vocabulary.ends(choice.token):
+            self._finish(slot, "stop", b"")
+            return
+        piece = self._vocabulary.piece(choice.token)
+        delta = job.text.feed(piece)
+        event: Message = {"i": job.id, "d": delta}
+        if job.params.n_probs:
+            event["lp"] = self._probabilities(choice)
+        if job.text.stopped_by is not None:
+            self._events.append(event)
+            self._finish(slot, "stop", b"")
+        elif job.generated >= job.limit:
+            self._events.append(event)
+            self._finish(slot, "length", b"")
+        elif delta or job.params.n_probs:
+            self._events.append(event)
+
+    def _probabilities(self, choice: Any) -> list[Any]:
+        def entry(token: int, logprob: float) -> list[Any]:
+            return [token, list(self._vocabulary.piece(token, special=True)), max(logprob, -9999.0)]
+
+        return [entry(choice.token, choice.logprob), [entry(t, p) for t, p in choice.top]]
+
+    def _finish(self, slot: Slot, reason: str, piece: bytes) -> None:
+        job = slot.job
+        if job is None:
+            return
+        rest = job.text.feed(piece) if piece else ""
+        rest += job.text.finish()
+        event: Message = {"i": job.id, "f": reason, "u": job.usage()}
+        if rest:
+            event["d"] = rest
+        if job.text.stopped_by is not None:
+            event["stop"] = job.text.stopped_by
+        self._events.append(event)
+        self._free(slot)

@@ -1,0 +1,42 @@
+"""What llama.cpp and the process really hold, by kind."""
+
+import ctypes
+from typing import Any
+
+from corral_server.engine.library import LIB
+
+_SYMBOL = "_Z26llama_get_memory_breakdownPK13llama_context"
+
+
+class _MapHeader(ctypes.Structure):
+    """libstdc++'s std::map as the library returns it: comparator, then the header node, then the count."""
+
+    _fields_ = (
+        ("compare", ctypes.c_size_t), ("colour", ctypes.c_size_t), ("root", ctypes.c_void_p), ("left", ctypes.c_void_p),
+        ("right", ctypes.c_void_p), ("count", ctypes.c_size_t),
+    )  # fmt: skip
+
+
+class _Node(ctypes.Structure):
+    _fields_ = (
+        ("colour", ctypes.c_size_t), ("parent", ctypes.c_void_p), ("left", ctypes.c_void_p), ("right", ctypes.c_void_p),
+        ("buffer_type", ctypes.c_void_p), ("model", ctypes.c_size_t), ("context", ctypes.c_size_t), ("compute", ctypes.c_size_t),
+    )  # fmt: skip
+
+
+def breakdown(context: Any) -> dict[str, int]:
+    """Bytes of weights, KV cache and compute buffers over all devices, as the allocator counts them (x86-64 calling convention)."""
+    function = LIB[_SYMBOL]
+    function.restype = None
+    function.argtypes = [ctypes.POINTER(_MapHeader), ctypes.c_void_p]
+    header = _MapHeader()
+    function(ctypes.byref(header), context)
+    totals = {"weights": 0, "kvCache": 0, "compute": 0}
+    pending = [header.root] if header.count else []
+    while pending:
+        node = _Node.from_address(pending.pop())
+        totals["weights"] += node.model
+        totals["kvCache"] += node.context
+        totals["compute"] += node.compute
+        pending += [child for child in (node.left, node.right) if child]
+    return totals

@@ -1,0 +1,111 @@
+"""The engine process from its fork to its end: load what it is told, warm up, run the loop, leave.
+
+Called in a child of the zygote. It initialises llama.cpp's backend itself, so the zygote never touches a device.
+"""
+
+import os
+import socket
+import time
+from typing import Any
+
+from corral_server.channel import BlockingChannel, Message
+from corral_server.engine.library import L, Log
+from corral_server.engine.loop import Loop
+from corral_server.engine.memory import breakdown
+from corral_server.engine.model import load_model, make_context, metadata
+from corral_server.engine.plan import EnginePlan, ModelFacts, make_plan
+from corral_server.engine.vocabulary import Vocabulary
+from corral_server.reasons import LOAD_FAILED, Failure
+from corral_server.spec import parse_engine
+
+
+def prepare() -> None:
+    """Nothing but the imports above: what the zygote does once, so that no fork pays for it."""
+
+
+def main(sock: socket.socket) -> None:
+    channel = BlockingChannel(sock)
+    order = channel.receive(None)[0]
+    log = Log()
+    try:
+        loaded = _load(order, channel, log)
+    except Failure as failure:
+        channel.send({"t": "failed", "reason": failure.reason, "message": failure.message})
+        return
+    except Exception as error:
+        channel.send({"t": "failed", "reason": LOAD_FAILED, "message": f"{type(error).__name__}: {error}"})
+        return
+    Loop(channel, *loaded).run()
+    # Freed by the exit, at once and surely; freeing first would only take time.
+
+
+def _load(order: Message, channel: BlockingChannel, log: Log) -> tuple[Any, Any, EnginePlan, Vocabulary]:
+    on_host = order["deviceKind"] == "host"
+    os.environ["CUDA_VISIBLE_DEVICES"] = "" if on_host else ",".join(order["devices"])
+    begin = time.perf_counter()
+    L.llama_backend_init()
+    engine = parse_engine(order["engine"])
+    last = 0.0
+
+    def progress(value: float) -> None:
+        nonlocal last
+        if value - last >= 0.01:
+            last = value
+            channel.send({"t": "progress", "value": value * 0.9})
+
+    model = load_model(order["path"], log, gpu_layers=0 if on_host else engine.gpu_layers, split=order.get("split"), progress=progress)
+    meta = metadata(model)
+    plan = make_plan(engine, ModelFacts.of(meta))
+    threads = order["threads"]
+    context = make_context(model, plan, log, threads=threads)
+    vocabulary = Vocabulary(model)
+    load_seconds = time.perf_counter() - begin
+    begin = time.perf_counter()
+    _warm_up(context, vocabulary)
+    warm_seconds = time.perf_counter() - begin
+    channel.send(
+        {
+            "t": "loaded",
+            "model": describe(model, meta, plan, vocabulary),
+            "memory": breakdown(context),
+            "timings": {"load": load_seconds, "warmup": warm_seconds},
+        }
+    )
+    return model, context, plan, vocabulary
+
+
+def _warm_up(context: Any, vocabulary: Vocabulary) -> None:
+    """One token through the whole graph: the first decode builds it, and no client should wait for that."""
+    token = vocabulary.bos if vocabulary.bos >= 0 else max(vocabulary.eos, 0)
+    array = (L.llama_token * 1)(token)
+    L.llama_set_warmup(context, True)
+    L.llama_decode(context, L.llama_batch_get_one(array, 1))
+    L.llama_set_warmup(context, False)
+    memory = L.llama_get_memory(context)
+    if memory:
+        L.llama_memory_clear(memory, True)
+    L.llama_synchronize(context)
+    L.llama_perf_context_reset(context)
+
+
+def describe(model: Any, meta: dict[str, str], plan: EnginePlan, vocabulary: Vocabulary) -> Message:
+    arch = meta.get("general.architecture", "")
+    templates = {k.removeprefix("tokenizer.chat_template").lstrip("."): v for k, v in meta.items() if k.startswith("tokenizer.chat_template")}
+    return {
+        "architecture": arch,
+        "name": meta.get("general.name", ""),
+        "contextLength": plan.context_length,
+        "trainedContext": int(meta.get(f"{arch}.context_length", 0) or 0),
+        "cells": plan.cells,
+        "slots": plan.slots,
+        "pooling": plan.pooling,
+        "embeddingLength": L.llama_model_n_embd_out(model),
+        "vocabulary": vocabulary.size,
+        "parameters": L.llama_model_n_params(model),
+        "size": L.llama_model_size(model),
+        "templates": templates,
+        "bos": vocabulary.text(vocabulary.bos),
+        "eos": vocabulary.text(vocabulary.eos),
+        "addBos": vocabulary.add_bos,
+        "fim": vocabulary.fim,
+    }

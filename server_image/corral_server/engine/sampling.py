@@ -1,0 +1,196 @@
+"""How the next token is chosen from one row of logits.
+
+Arg-max when greedy; otherwise a shortlist of the few best, because building llama.cpp's candidate array over a big vocabulary costs more than the
+decode. A grammar is asked about the chosen token first and only searched when it refuses.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from corral_server.engine.grammar import Grammar
+from corral_server.engine.library import FloatArray
+
+_WIDE = 512
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    typical_p: float = 1.0
+    top_n_sigma: float = -1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    n_probs: int = 0
+    ignore_eos: bool = False
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> "SamplingParams":
+        known = {k: v for k, v in raw.items() if k in cls.__dataclass_fields__ and v is not None}
+        if "logit_bias" in known:
+            known["logit_bias"] = {int(k): float("-inf") if v is None else float(v) for k, v in known["logit_bias"].items()}
+        return cls(**known)
+
+    @property
+    def penalises(self) -> bool:
+        return self.repeat_last_n != 0 and (self.repeat_penalty != 1.0 or bool(self.frequency_penalty) or bool(self.presence_penalty))
+
+
+@dataclass(frozen=True)
+class Choice:
+    token: int
+    logprob: float | None = None
+    top: Sequence[tuple[int, float]] = ()
+
+
+class Sampler:
+    """The sampling state of one answer."""
+
+    def __init__(self, params: SamplingParams, grammar: Grammar | None = None, ends: Sequence[int] = ()) -> None:
+        self.params = params
+        self._rng = np.random.Generator(np.random.PCG64(params.seed))
+        self._recent: list[int] = []
+        self._counts: Counter[int] = Counter()
+        self._grammar = grammar
+        bias = dict(params.logit_bias)
+        if params.ignore_eos:
+            bias.update(dict.fromkeys(ends, float("-inf")))
+        self._bias_ids = np.fromiter(bias, dtype=np.int64, count=len(bias))
+        self._bias_values = np.fromiter(bias.values(), dtype=np.float32, count=len(bias))
+        self._adjusts = bool(bias) or params.penalises
+
+    def sample(self, logits: FloatArray) -> Choice:
+        row = self._adjusted(logits) if self._adjusts else logits
+        token = self._choose(row)
+        if self._grammar is not None and not self._grammar.allows(token):
+            masked = self._grammar.masked(row)
+            token = self._choose(masked)
+            if self.params.n_probs:
+                row = masked
+        if not self.params.n_probs:
+            return Choice(token)
+        return self._with_probabilities(logits, token)
+
+    def accept(self, token: int) -> None:
+        if self._grammar is not None:
+            self._grammar.accept(token)
+        if self.params.penalises:
+            self._recent.append(token)
+            self._counts[token] += 1
+            if 0 < self.params.repeat_last_n < len(self._recent):
+                old = self._recent.pop(0)
+                self._counts[old] -= 1
+                if not self._counts[old]:
+                    del self._counts[old]
+
+    def prime(self, prompt: Sequence[int]) -> None:
+        """Penalties look back into the prompt, as llama.cpp's do."""
+        if self.params.penalises:
+            last = self.params.repeat_last_n
+            for token in prompt[-last:] if last > 0 else prompt:
+                self._recent.append(token)
+                self._counts[token] += 1
+
+    def close(self) -> None:
+        if self._grammar is not None:
+            self._grammar.close()
+
+    def _adjusted(self, logits: FloatArray) -> FloatArray:
+        row = logits.copy()
+        if len(self._bias_ids):
+            row[self._bias_ids] += self._bias_values
+        p = self.params
+        if p.penalises and self._counts:
+            ids = np.fromiter(self._counts, dtype=np.int64, count=len(self._counts))
+            counts = np.fromiter(self._counts.values(), dtype=np.float32, count=len(self._counts))
+            values = row[ids]
+            if p.repeat_penalty != 1.0:
+                values = np.where(values <= 0, values * p.repeat_penalty, values / p.repeat_penalty)
+            row[ids] = values - counts * p.frequency_penalty - p.presence_penalty
+        return row
+
+    def _choose(self, row: FloatArray) -> int:
+        p = self.params
+        if p.temperature <= 0:
+            return int(row.argmax())
+        ids, values = _shortlist(row, p.top_k)
+        probabilities = _filtered(ids, values, p, self._rng)
+        ids, weights = probabilities
+        total = np.cumsum(weights)
+        at = int(np.searchsorted(total, self._rng.random() * total[-1], side="right"))
+        return int(ids[min(at, len(ids) - 1)])
+
+    def _with_probabilities(self, row: FloatArray, token: int) -> Choice:
+        peak = float(row.max())
+        norm = peak + float(np.log(np.exp((row - peak).astype(np.float64)).sum()))
+        count = min(self.params.n_probs, len(row))
+        ids, values = _shortlist(row, count)
+        top = [(int(i), float(v) - norm) for i, v in zip(ids[:count], values[:count], strict=True)]
+        return Choice(token, float(row[token]) - norm, top)
+
+
+def _shortlist(row: FloatArray, top_k: int) -> tuple[Any, FloatArray]:
+    """The `top_k` largest (all, when 0) in falling order, by a threshold rather than a sort of everything."""
+    size = len(row)
+    if top_k <= 0 or top_k >= size:
+        order = np.argsort(-row, kind="stable")
+        return order, row[order]
+    peak = float(row.max())
+    reach = 8.0
+    ids = np.flatnonzero(row >= peak - reach)
+    while len(ids) < top_k and reach < 1e4:
+        reach *= 2
+        ids = np.flatnonzero(row >= peak - reach)
+    if len(ids) < top_k:
+        ids = np.arange(size)
+    values = row[ids]
+    if len(ids) > max(_WIDE, 4 * top_k):
+        part = np.argpartition(-values, top_k - 1)[:top_k]
+        ids, values = ids[part], values[part]
+    order = np.argsort(-values, kind="stable")[:top_k]
+    return ids[order], values[order]
+
+
+def _filtered(ids: Any, values: FloatArray, p: SamplingParams, rng: np.random.Generator) -> tuple[Any, Any]:
+    """llama.cpp's default order of filters after top-k: n-sigma, typical, top-p, min-p, xtc, then the temperature."""
+    if p.top_n_sigma > 0:
+        finite = values[np.isfinite(values)]
+        keep = values >= finite.max() - p.top_n_sigma * finite.std()
+        ids, values = ids[keep], values[keep]
+    if p.typical_p < 1.0:
+        probs = _softmax(values)
+        logs = np.log(np.maximum(probs, 1e-30))
+        entropy = -(probs * logs).sum()
+        order = np.argsort(np.abs(-logs - entropy), kind="stable")
+        count = int(np.searchsorted(np.cumsum(probs[order]), p.typical_p)) + 1
+        chosen = np.sort(order[:count])
+        ids, values = ids[chosen], values[chosen]
+    if p.top_p < 1.0:
+        total = np.cumsum(_softmax(values))
+        count = int(np.searchsorted(total, p.top_p)) + 1
+        ids, values = ids[:count], values[:count]
+    if p.min_p > 0.0:
+        keep = values >= values[0] + np.log(p.min_p)
+        ids, values = ids[keep], values[keep]
+    if p.xtc_probability > 0.0 and p.xtc_threshold <= 0.5 and len(ids) > 1 and rng.random() < p.xtc_probability:
+        above = int((_softmax(values) >= p.xtc_threshold).sum())
+        if above > 1:
+            ids, values = ids[above - 1 :], values[above - 1 :]
+    return ids, _softmax(values / p.temperature)
+
+
+def _softmax(values: Any) -> Any:
+    shifted = np.exp((values - values.max()).astype(np.float64))
+    return shifted / shifted.sum()

@@ -1,0 +1,67 @@
+"""Which sequence a request gets, how much of it may be kept, who has to give way. Pure: numbers and token lists in, decisions out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """What the model's memory can take back: windows and recurrent states forget."""
+
+    window: int = 0
+    recurrent: bool = False
+
+
+@dataclass(frozen=True)
+class IdleSlot:
+    id: int
+    tokens: Sequence[int]
+    last_used: int
+    oldest_position: int = 0
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common beginning; compares in blocks because prompts are long and mostly equal."""
+    limit = min(len(a), len(b))
+    at = 0
+    while at + 256 <= limit and a[at : at + 256] == b[at : at + 256]:
+        at += 256
+    while at < limit and a[at] == b[at]:
+        at += 1
+    return at
+
+
+def reusable(held: Sequence[int], wanted: Sequence[int], oldest_position: int, rewind: Rewind) -> int:
+    """How many held tokens are a prefix that may be kept; at least one token is always evaluated anew, for its logits.
+
+    A sliding window that has moved on no longer holds what a shorter prefix would need, and a recurrent state is only right at its very end: the
+    library accepts such a rewind and then answers wrongly.
+    """
+    length = min(common_prefix(held, wanted), len(wanted) - 1)
+    if length <= 0:
+        return 0
+    if length == len(held):
+        return length
+    if rewind.recurrent:
+        return 0
+    if rewind.window and oldest_position > max(0, length - rewind.window):
+        return 0
+    return length
+
+
+def choose_slot(idle: Sequence[IdleSlot], wanted: Sequence[int], rewind: Rewind) -> tuple[IdleSlot, int] | None:
+    """The idle slot that keeps most of the prompt when that is more than a tenth of it, else the least recently used."""
+    if not idle:
+        return None
+    kept = [(reusable(s.tokens, wanted, s.oldest_position, rewind), s) for s in idle]
+    length, best = max(kept, key=lambda pair: (pair[0], -pair[1].last_used))
+    if length * 10 > len(wanted):
+        return best, length
+    # Prefer an empty slot: nobody loses a conversation for it.
+    oldest = min(idle, key=lambda s: (len(s.tokens) > 0, s.last_used))
+    return oldest, reusable(oldest.tokens, wanted, oldest.oldest_position, rewind)
+
+
+def fits(cells: int, active: Sequence[int], wanted: int, headroom: int) -> bool:
+    """Whether a request of `wanted` tokens may start beside the active ones: a lone request always may."""
+    return not active or sum(active) + wanted + headroom <= cells

@@ -1,0 +1,93 @@
+"""The inference port's application: routes to endpoints, errors to OpenAI's shape. Admission happened before, in `gate`."""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from corral_server.control_api import ready
+from corral_server.engine_client import EngineError
+from corral_server.gate import Gate
+from corral_server.openai.answers import ClientGoneError, json_response
+from corral_server.openai.chat import chat_completions
+from corral_server.openai.completions import completions
+from corral_server.openai.embeddings import embeddings
+from corral_server.openai.errors import ApiError, error_body
+from corral_server.openai.service import Service
+from corral_server.supervisor import Supervisor
+from corral_server.tokens import TokenVerifier
+
+log = logging.getLogger("corral.server")
+Endpoint = Callable[[Service, Request], Awaitable[Response]]
+
+
+def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIApp:
+    app = FastAPI(title="corral server", docs_url=None, redoc_url=None)
+    service = Service(supervisor)
+    started = int(time.time())
+
+    def post(path: str, endpoint: Endpoint) -> None:
+        async def route(request: Request) -> Response:
+            return await endpoint(service, request)
+
+        app.add_api_route(path, route, methods=["POST"], name=path)
+
+    post("/v1/chat/completions", chat_completions)
+    post("/v1/completions", completions)
+    post("/v1/embeddings", embeddings)
+
+    def model_object(name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": started, "owned_by": "corral"}
+
+    @app.get("/v1/models")
+    async def models(request: Request) -> Response:
+        return json_response({"object": "list", "data": [model_object(service.served_name(request))]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(request: Request, name: str) -> Response:
+        if name not in (service.served_name(request), supervisor.spec.served_name, supervisor.spec.name):
+            raise ApiError(404, "model_not_found", f"there is no model {name!r} here", "model")
+        return json_response(model_object(name))
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        return json_response({"status": "ok"})
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        fine = ready(supervisor)
+        return json_response({"ready": fine, "state": supervisor.life.state.value}, 200 if fine else 503)
+
+    @app.exception_handler(ApiError)
+    async def api_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)  # noqa: S101  registered for this class
+        return json_response(error.body(), error.status, error.headers)
+
+    @app.exception_handler(EngineError)
+    async def engine_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, EngineError)  # noqa: S101  registered for this class
+        headers = {"x-should-retry": "false"} if not error.retry else {"retry-after": "1"} if error.status == 503 else {}
+        return json_response(error_body(error.status, error.code, str(error), error.param), error.status, headers)
+
+    @app.exception_handler(ClientGoneError)
+    async def client_gone(_: Request, __: Exception) -> Response:
+        # Nobody reads this; it only ends the exchange.
+        return Response(status_code=499)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101  registered for this class
+        code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+        text = f"{request.method} {request.url.path}: {error.detail}"
+        return json_response(error_body(error.status_code, code, text), error.status_code, dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> Response:
+        log.error("unexpected: %s", type(error).__name__)
+        return json_response(error_body(500, "internal_error", "the server failed unexpectedly; its log says more"), 500, {"x-should-retry": "false"})
+
+    return Gate(app, supervisor, verifier)

@@ -1,0 +1,150 @@
+"""What all answers share: ids, usage, timings, and sending events as they come."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from corral_server.engine_client import EngineError
+from corral_server.openai.errors import error_body
+
+T = TypeVar("T")
+DONE = b"data: [DONE]\n\n"
+
+
+class ClientGoneError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The fields that every part of one answer repeats."""
+
+    id: str
+    model: str
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def make(cls, prefix: str, model: str) -> "Head":
+        return cls(f"{prefix}-{uuid.uuid4().hex}", model)
+
+
+@dataclass
+class Usage:
+    """Exact counts over the choices of one answer; the prompt counts once."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    reasoning: int = 0
+
+    def add(self, usage: dict[str, Any], *, first: bool) -> None:
+        if first:
+            self.prompt += usage["prompt"]
+            self.cached += usage.get("cached", 0)
+        self.completion += usage.get("completion", 0)
+
+    def shape(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached, "audio_tokens": 0},
+            "completion_tokens_details": {
+                "reasoning_tokens": self.reasoning, "audio_tokens": 0, "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0,
+            },
+        }  # fmt: skip
+
+
+def timings(usage: dict[str, Any]) -> dict[str, Any]:
+    """llama.cpp's own figures of one answer."""
+    evaluated = usage["prompt"] - usage["cached"]
+    predicted = usage["completion"]
+    prompt_ms, predicted_ms = usage["prompt_ms"], usage["predicted_ms"]
+    return {
+        "cache_n": usage["cached"],
+        "prompt_n": evaluated,
+        "prompt_ms": prompt_ms,
+        "prompt_per_token_ms": prompt_ms / max(evaluated, 1),
+        "prompt_per_second": evaluated / prompt_ms * 1e3 if prompt_ms else 0.0,
+        "predicted_n": predicted,
+        "predicted_ms": predicted_ms,
+        "predicted_per_token_ms": predicted_ms / max(predicted, 1),
+        "predicted_per_second": predicted / predicted_ms * 1e3 if predicted_ms else 0.0,
+    }
+
+
+def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(body), status, headers, media_type="application/json")
+
+
+def sse(body: Any) -> bytes:
+    return b"data: " + orjson.dumps(body) + b"\n\n"
+
+
+def engine_error_event(error: EngineError) -> bytes:
+    return sse(error_body(error.status, error.code, str(error), error.param))
+
+
+class EventStream(Response):
+    """Server-sent events from an iterator of byte blocks; ends the iterator when the client is gone."""
+
+    def __init__(self, blocks: AsyncIterator[bytes]) -> None:
+        super().__init__(media_type="text/event-stream; charset=utf-8", headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        self._blocks = blocks
+
+    def init_headers(self, headers: Any = None) -> None:
+        super().init_headers(headers)
+        self.raw_headers = [(k, v) for k, v in self.raw_headers if k != b"content-length"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  the signature is ASGI's
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        producer = asyncio.create_task(self._produce(send))
+        watcher = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait({producer, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (producer, watcher):
+                if not task.done():
+                    task.cancel()
+            results = await asyncio.gather(producer, watcher, return_exceptions=True)
+        if isinstance(results[0], Exception):
+            raise results[0]
+
+    async def _produce(self, send: Send) -> None:
+        try:
+            async for block in self._blocks:
+                await send({"type": "http.response.body", "body": block, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            close = getattr(self._blocks, "aclose", None)
+            if close is not None:
+                await close()
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """The result of the work, or ClientGoneError as soon as the client hangs up."""
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.create_task(_disconnected(request.receive))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGoneError
+    finally:
+        for each in (task, watcher):
+            if not each.done():
+                each.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,99 @@
+"""Fields of a request body: each known one is checked, an error names it, its value and what would be right. Unknown fields are let pass."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from corral_server.openai.errors import ApiError, invalid
+
+Body = Mapping[str, Any]
+
+
+def parse_body(raw: bytes) -> dict[str, Any]:
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, "invalid_json", f"the body is not JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise ApiError(400, "invalid_json", "the body has to be a JSON object")
+    return body
+
+
+def number(body: Body, name: str, low: float, high: float, default: float | None = None) -> float | None:
+    value = body.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise invalid(name, f"{name} is {shown(value)}; it has to be a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def whole(body: Body, name: str, low: int, high: int, default: int | None = None) -> int | None:
+    value = body.get(name)
+    if value is None:
+        return default
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise invalid(name, f"{name} is {shown(value)}; it has to be a whole number from {low} to {high}")
+    return value
+
+
+def flag(body: Body, name: str, *, default: bool = False) -> bool:
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise invalid(name, f"{name} is {shown(value)}; it has to be true or false")
+    return value
+
+
+def text(body: Body, name: str, default: str | None = None) -> str | None:
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, str):
+        raise invalid(name, f"{name} is {shown(value)}; it has to be a string")
+    return value
+
+
+def choice(body: Body, name: str, allowed: Sequence[str], default: str) -> str:
+    value = text(body, name, default) or default
+    if value not in allowed:
+        raise invalid(name, f"{name} is {shown(value)}; it has to be one of {', '.join(allowed)}")
+    return value
+
+
+def mapping(body: Body, name: str) -> dict[str, Any]:
+    value = body.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise invalid(name, f"{name} is {shown(value)}; it has to be an object")
+    return value
+
+
+def stops(body: Body, name: str = "stop") -> list[str]:
+    value = body.get(name)
+    if value is None:
+        return []
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list) or len(items) > 64 or not all(isinstance(s, str) and len(s) <= 4096 for s in items):
+        raise invalid(name, f"{name} is {shown(value)}; it has to be a string or a list of strings")
+    return [s for s in items if s]
+
+
+def stream_usage(body: Body) -> bool:
+    options = mapping(body, "stream_options")
+    if options and not flag(body, "stream"):
+        raise invalid("stream_options", "stream_options is only allowed when stream is true")
+    return flag(options, "include_usage")
+
+
+def shown(value: Any) -> str:
+    try:
+        rendered = orjson.dumps(value).decode()
+    except (TypeError, orjson.JSONEncodeError):
+        rendered = repr(value)
+    return rendered if len(rendered) <= 80 else rendered[:77] + "..."

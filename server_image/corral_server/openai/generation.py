@@ -1,0 +1,100 @@
+"""Running one or more answers in the engine for a request, whatever shape they are then given."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from corral_server.channel import Message
+from corral_server.engine_client import EngineClient, Stream
+
+
+@dataclass
+class Finished:
+    """One whole answer."""
+
+    text: str = ""
+    reason: str = "stop"
+    usage: dict[str, Any] = field(default_factory=dict)
+    logprobs: list[Any] = field(default_factory=list)
+    stopped_by: str | None = None
+
+
+class Generation:
+    """The engine streams of one request, index by index; closing cancels whatever still runs."""
+
+    def __init__(self, engine: EngineClient, jobs: Sequence[dict[str, Any]]) -> None:
+        self.streams: list[Stream] = []
+        try:
+            for job in jobs:
+                self.streams.append(engine.submit("new", job))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for stream in self.streams:
+            stream.close()
+
+    async def collect(self) -> list[Finished]:
+        try:
+            return list(await asyncio.gather(*(_collect(s) for s in self.streams)))
+        finally:
+            self.close()
+
+    async def events(self) -> AsyncIterator[list[tuple[int, Message]]]:
+        """Events of all answers as they come, each with its index; EngineError when one fails."""
+        if len(self.streams) == 1:
+            async for batch in self.streams[0].batches():
+                yield [(0, event) for event in batch]
+            return
+        merged: asyncio.Queue[list[tuple[int, Message]] | BaseException | None] = asyncio.Queue()
+
+        async def pump(index: int, stream: Stream) -> None:
+            try:
+                async for batch in stream.batches():
+                    merged.put_nowait([(index, event) for event in batch])
+            except Exception as error:
+                merged.put_nowait(error)
+            else:
+                merged.put_nowait(None)
+
+        pumps = [asyncio.create_task(pump(i, s)) for i, s in enumerate(self.streams)]
+        try:
+            left = len(pumps)
+            while left:
+                item = await merged.get()
+                if item is None:
+                    left -= 1
+                elif isinstance(item, BaseException):
+                    raise item
+                else:
+                    yield item
+        finally:
+            for task in pumps:
+                task.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+
+
+async def _collect(stream: Stream) -> Finished:
+    finished = Finished()
+    parts: list[str] = []
+    async for batch in stream.batches():
+        for event in batch:
+            if text := event.get("d"):
+                parts.append(text)
+            if "lp" in event:
+                finished.logprobs.append(event["lp"])
+            if "f" in event:
+                finished.reason = event["f"]
+                finished.usage = event["u"]
+                finished.stopped_by = event.get("stop")
+    finished.text = "".join(parts)
+    return finished
+
+
+async def first_of(events: AsyncIterator[list[tuple[int, Message]]]) -> list[tuple[int, Message]]:
+    """The first events, so that an early failure still gets its real status."""
+    async for batch in events:
+        return batch
+    return []

@@ -1,0 +1,28 @@
+"""Log probabilities in the two shapes of the two endpoints."""
+
+from typing import Any
+
+
+def chat_logprobs(entries: list[Any], top: int) -> dict[str, Any]:
+    """Entries are [[token, bytes, logprob], [the same for each alternative]]."""
+    return {
+        "content": [{**_one(chosen), "top_logprobs": [_one(other) for other in others[:top]]} for chosen, others in entries],
+        "refusal": None,
+    }
+
+
+def _one(entry: list[Any]) -> dict[str, Any]:
+    _, piece, logprob = entry
+    return {"token": bytes(piece).decode("utf-8", "replace"), "logprob": logprob, "bytes": piece}
+
+
+def completion_logprobs(entries: list[Any], top: int, offset: int = 0) -> dict[str, Any]:
+    tokens, values, tops, offsets = [], [], [], []
+    for chosen, others in entries:
+        piece = bytes(chosen[1]).decode("utf-8", "replace")
+        tokens.append(piece)
+        values.append(chosen[2])
+        tops.append({bytes(o[1]).decode("utf-8", "replace"): o[2] for o in others[:top]})
+        offsets.append(offset)
+        offset += len(piece)
+    return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}

@@ -1,0 +1,66 @@
+"""Sampling fields of a request, over the model's defaults: OpenAI's names and llama.cpp's."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from corral_server.openai import fields
+from corral_server.openai.errors import invalid
+
+_CAMEL = {
+    "topP": "top_p", "topK": "top_k", "minP": "min_p", "typicalP": "typical_p", "repeatPenalty": "repeat_penalty",
+    "repeatLastN": "repeat_last_n", "frequencyPenalty": "frequency_penalty", "presencePenalty": "presence_penalty",
+    "topNSigma": "top_n_sigma", "xtcProbability": "xtc_probability", "xtcThreshold": "xtc_threshold",
+}  # fmt: skip
+_MAX_SEED = 2**63 - 1
+
+
+def sampling_of(body: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What the engine's sampler gets; only what differs from its own defaults is set."""
+    base = {_CAMEL.get(k, k): v for k, v in defaults.items()}
+    merged = {**base, **{k: v for k, v in body.items() if v is not None}}
+    values: dict[str, Any] = {
+        "temperature": fields.number(merged, "temperature", 0.0, 5.0),
+        "top_p": fields.number(merged, "top_p", 0.0, 1.0),
+        "min_p": fields.number(merged, "min_p", 0.0, 1.0),
+        "top_k": fields.whole(merged, "top_k", 0, 1 << 31),
+        "typical_p": fields.number(merged, "typical_p", 0.0, 1.0),
+        "top_n_sigma": fields.number(merged, "top_n_sigma", -1.0, 100.0),
+        "xtc_probability": fields.number(merged, "xtc_probability", 0.0, 1.0),
+        "xtc_threshold": fields.number(merged, "xtc_threshold", 0.0, 1.0),
+        "repeat_penalty": fields.number(merged, "repeat_penalty", 0.01, 10.0),
+        "repeat_last_n": fields.whole(merged, "repeat_last_n", -1, 1 << 20),
+        "frequency_penalty": fields.number(merged, "frequency_penalty", -2.0, 2.0),
+        "presence_penalty": fields.number(merged, "presence_penalty", -2.0, 2.0),
+        "seed": _seed(merged),
+        "ignore_eos": fields.flag(merged, "ignore_eos") or None,
+    }
+    if merged.get("logit_bias"):
+        values["logit_bias"] = _logit_bias(merged["logit_bias"])
+    return {k: v for k, v in values.items() if v is not None}
+
+
+def _seed(body: Mapping[str, Any]) -> int | None:
+    seed = fields.whole(body, "seed", -(_MAX_SEED + 1), _MAX_SEED)
+    # llama.cpp's "choose one".
+    return None if seed is None or seed == -1 else seed & 0xFFFFFFFFFFFFFFFF
+
+
+def _logit_bias(raw: Any) -> dict[str, float | None]:
+    """OpenAI's object of token to bias, or llama.cpp's list of pairs; false means never."""
+    pairs = list(raw.items()) if isinstance(raw, dict) else raw
+    if not isinstance(pairs, list) or len(pairs) > 4096:
+        raise invalid("logit_bias", f"logit_bias is {fields.shown(raw)}; it has to be an object of token number to bias")
+    result: dict[str, float | None] = {}
+    for pair in pairs:
+        try:
+            token, bias = pair
+            number = int(token)
+        except (TypeError, ValueError):
+            raise invalid("logit_bias", f"logit_bias holds {fields.shown(pair)}; each entry has to name a token by its number") from None
+        if bias is False:
+            result[str(number)] = None
+        elif isinstance(bias, bool) or not isinstance(bias, (int, float)) or not -100 <= bias <= 100:
+            raise invalid("logit_bias", f"logit_bias of token {number} is {fields.shown(bias)}; it has to be a number from -100 to 100")
+        else:
+            result[str(number)] = float(bias)
+    return result

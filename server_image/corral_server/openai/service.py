@@ -1,0 +1,87 @@
+"""What the endpoints share: the engine of the moment, the model's name, its template, the queue's bound."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+
+from corral_server.engine_client import EngineClient
+from corral_server.openai.errors import ApiError
+from corral_server.rendering import CHATML, TemplateError
+from corral_server.supervisor import Supervisor
+
+_QUEUE_PER_SLOT = 16
+_MAX_BODY = 64 << 20
+
+
+class Service:
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    @property
+    def life(self) -> Any:
+        return self._supervisor.life
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        return self._supervisor.spec.engine.sampling
+
+    @property
+    def model(self) -> dict[str, Any]:
+        return self._supervisor.life.model
+
+    @property
+    def pooling(self) -> str:
+        return str(self.model.get("pooling", ""))
+
+    def served_name(self, request: Request, body: Mapping[str, Any] | None = None) -> str:
+        """The name that answers repeat: what the gateway was asked for, else what the client wrote."""
+        spec = self._supervisor.spec
+        asked = (body or {}).get("model")
+        return request.headers.get("x-corral-served-name") or (asked if isinstance(asked, str) and asked else "") or spec.served_name or spec.name
+
+    def engine(self, answers: int = 1) -> EngineClient:
+        """The engine, if it may take that many more answers."""
+        engine = self._supervisor.engine
+        if engine is None:
+            raise ApiError(503, "not_loaded", "the model is not loaded", headers={"retry-after": "1"})
+        slots = int(self.model.get("slots", 1))
+        if engine.waiting + answers > slots * (_QUEUE_PER_SLOT + 1) and engine.waiting:
+            raise ApiError(
+                429, "overloaded", f"{engine.waiting} answers are running or queued for {slots} slots; try again later", headers={"retry-after": "1"}
+            )
+        return engine
+
+    def generator(self, answers: int = 1) -> EngineClient:
+        if self.pooling:
+            raise ApiError(400, "unsupported_endpoint", f"this model is served for embeddings (pooling {self.pooling}); it generates no text")
+        return self.engine(answers)
+
+    async def body(self, request: Request) -> bytes:
+        raw = bytearray()
+        async for chunk in request.stream():
+            raw += chunk
+            if len(raw) > _MAX_BODY:
+                raise ApiError(413, "too_large", f"the body is longer than {_MAX_BODY} bytes")
+        return bytes(raw)
+
+    async def render(self, messages: list[dict[str, Any]], tools: list[Any] | None, extra: Mapping[str, Any]) -> str:
+        """The prompt that the model's own template makes of the messages."""
+        templates = self.model.get("templates") or {}
+        template = self._supervisor.spec.engine.chat_template or (templates.get("tool_use") if tools else None) or templates.get("") or CHATML
+        variables = {
+            "messages": messages, "tools": tools, "add_generation_prompt": True, "bos_token": self.model.get("bos", ""),
+            "eos_token": self.model.get("eos", ""), **extra,
+        }  # fmt: skip
+        try:
+            prompt = await self._supervisor.rendering.render(str(template), variables)
+        except TemplateError as error:
+            raise ApiError(400, "template_failed", str(error), "messages") from None
+        # The tokeniser adds the token itself; a template that writes it too would double it.
+        bos = str(self.model.get("bos", ""))
+        return prompt[len(bos) :] if bos and self.model.get("addBos") and prompt.startswith(bos) else prompt
+
+    @property
+    def template_stops(self) -> list[str]:
+        has_template = self._supervisor.spec.engine.chat_template or (self.model.get("templates") or {}).get("")
+        return [] if has_template else ["<|im_end|>"]

@@ -1,0 +1,77 @@
+"""The measuring half of the estimate, in a process of its own: lets llama.cpp plan a model without loading it.
+
+Reads an order as JSON on stdin, answers with one line of JSON on stdout. It parses a stranger's file in C++, so it may die; its parent copes.
+"""
+
+import ctypes
+import json
+import sys
+import time
+
+from corral_server.engine.library import LIB, L, Log
+from corral_server.engine.memory import breakdown
+from corral_server.engine.model import load_model, make_context, metadata
+from corral_server.engine.plan import ModelFacts, make_plan
+from corral_server.gguf_header import parse_header
+from corral_server.reasons import NOT_A_GGUF, UNSUPPORTED_MODEL, Failure
+from corral_server.spec import parse_engine
+
+
+def tensor_bytes(kind: int, shape: list[int]) -> int:
+    """As ggml stores it; Failure for a type that this library does not know."""
+    for name, result in (("ggml_blck_size", ctypes.c_int64), ("ggml_type_size", ctypes.c_size_t)):
+        LIB[name].restype = result
+    blck, size = LIB.ggml_blck_size, LIB.ggml_type_size
+    blck.restype, size.restype = ctypes.c_int64, ctypes.c_size_t
+    blck.argtypes = size.argtypes = [ctypes.c_int]
+    if not 0 <= kind < 64 or not size(kind):
+        raise Failure(UNSUPPORTED_MODEL, f"a tensor has the type {kind}, which this llama.cpp does not know")
+    count = 1
+    for dimension in shape:
+        count *= dimension
+    return int(count // blck(kind) * size(kind))
+
+
+def measure(order: dict[str, object]) -> dict[str, object]:
+    path = str(order["path"])
+    with open(path, "rb") as file:  # noqa: PTH123
+        header = parse_header(file.read(int(str(order["headerBytes"]))), str(order["source"]))
+    sizes = {t.name: tensor_bytes(t.type, list(t.shape)) for t in header.tensors}
+    for tensor in header.tensors:
+        end = header.data_start + tensor.offset + sizes[tensor.name]
+        if not order["split"] and end > int(str(order["fileBytes"])):
+            raise Failure(
+                NOT_A_GGUF,
+                f"{order['source']} is cut short: tensor {tensor.name} ends at byte {end}, the file has {order['fileBytes']}",
+            )
+    log = Log()
+    L.llama_backend_init()
+    begin = time.perf_counter()
+    model = load_model(path, log, gpu_layers=0, no_alloc=True)
+    meta = metadata(model)
+    plan = make_plan(parse_engine(order["engine"]), ModelFacts.of(meta))
+    context = make_context(model, plan, log)
+    return {
+        "meta": {k: v for k, v in meta.items() if len(v) < 200},
+        "hasTemplate": any(k.startswith("tokenizer.chat_template") for k in meta),
+        "plan": {"contextLength": plan.context_length, "cells": plan.cells, "pooling": plan.pooling, "microBatch": plan.micro_batch},
+        "layers": L.llama_model_n_layer(model),
+        "vocabulary": L.llama_vocab_n_tokens(L.llama_model_get_vocab(model)),
+        "buffers": breakdown(context),
+        "tensors": sizes,
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def main() -> None:
+    order = json.loads(sys.stdin.readline())
+    try:
+        result = measure(order)
+    except Failure as failure:
+        result = {"failed": failure.reason, "message": failure.message}
+    sys.stdout.write(json.dumps(result) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

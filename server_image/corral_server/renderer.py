@@ -1,0 +1,84 @@
+"""The process that renders chat templates.
+
+A template comes with a model file and may loop for ever or build gigabytes, so it runs where it can be killed.
+
+Forked from the zygote; its address space is limited, its time is limited by the supervisor.
+"""
+
+import resource
+import socket
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+
+from corral_server.channel import BlockingChannel
+
+_ROOM = 512 << 20
+
+
+class TemplateRefusedError(Exception):
+    """The template itself said no, with raise_exception."""
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateRefusedError(message)
+
+
+def _tojson(value: Any, *, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
+    """As llama.cpp and transformers write it: no HTML escapes, a blank after separators."""
+    import json  # noqa: PLC0415  only templates with tools come here
+
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+
+
+def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+    env = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols], keep_trailing_newline=False, autoescape=False
+    )
+    env.filters["tojson"] = _tojson
+    env.globals["raise_exception"] = _raise
+    env.globals["strftime_now"] = lambda form: datetime.now(UTC).astimezone().strftime(form)
+    return env
+
+
+class Renderer:
+    def __init__(self) -> None:
+        self._env = _environment()
+        self._compiled: dict[str, jinja2.Template] = {}
+
+    def render(self, order: dict[str, Any]) -> str:
+        source = order["template"]
+        template = self._compiled.get(source)
+        if template is None:
+            self._compiled.clear()
+            template = self._compiled[source] = self._env.from_string(source)
+        return template.render(**order["variables"])
+
+
+def main(sock: socket.socket) -> None:
+    channel = BlockingChannel(sock)
+    used = _address_space()
+    resource.setrlimit(resource.RLIMIT_AS, (used + _ROOM, used + _ROOM))
+    renderer = Renderer()
+    while True:
+        for order in channel.receive(None):
+            answer: dict[str, Any] = {"i": order["i"]}
+            try:
+                answer["text"] = renderer.render(order)
+            except TemplateRefusedError as error:
+                answer["error"] = f"the chat template refused the messages: {error}"
+            except jinja2.TemplateError as error:
+                answer["error"] = f"the chat template failed: {type(error).__name__}: {error}"
+            except MemoryError:
+                answer["error"] = "the chat template used too much memory"
+            except Exception as error:
+                answer["error"] = f"the chat template failed: {type(error).__name__}: {error}"
+            channel.send(answer)
+
+
+def _address_space() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
+        return int(file.read().split()[0]) * resource.getpagesize()

@@ -1,0 +1,319 @@
+"""The shell around the life cycle: downloads, forks engines, watches them, keeps time. Everything that decides is in `lifecycle`.
+
+It never calls llama.cpp. One event loop; whoever changes the life cycle here wakes those who poll for it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from typing import Any
+
+from corral_server import machine
+from corral_server.download.runner import download
+from corral_server.engine.plan import thread_count
+from corral_server.engine_client import EngineClient, EngineError
+from corral_server.lifecycle import Lifecycle, Problem, Refusal, State, Wake
+from corral_server.nursery import Child, Nursery
+from corral_server.reasons import (
+    ENGINE_CRASHED,
+    LOAD_TIMEOUT,
+    OUT_OF_MEMORY,
+    Failure,
+)
+from corral_server.rendering import Rendering
+from corral_server.settings import Settings
+from corral_server.spec import ServerSpec
+
+log = logging.getLogger("corral.server")
+_STOP_TIMEOUT = 5.0
+_CRASHES = 3
+_CRASH_WINDOW = 120.0
+
+
+class Supervisor:
+    def __init__(self, settings: Settings, spec: ServerSpec, raw_engine: dict[str, Any]) -> None:
+        self.settings = settings
+        self.spec = spec
+        self.life = Lifecycle()
+        self.threads = thread_count(spec.engine.threads, machine.cpu_limit(), machine.physical_cores())
+        self.nursery = Nursery(dict(settings.environ), self.threads)
+        self.rendering = Rendering(self.nursery)
+        self.engine: EngineClient | None = None
+        self.path = ""
+        self._raw_engine = raw_engine
+        self._changed = asyncio.Event()
+        self._seen = self.life.version
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._engine_lock = asyncio.Lock()
+        self._crashes: list[float] = []
+        self._load_task: asyncio.Task[None] | None = None
+
+    # --- start and end
+
+    async def start(self) -> None:
+        await self.nursery.start()
+        self._spawn(self._fetch())
+
+    async def stop(self, grace: float) -> None:
+        """Let streams finish, then end the engine and everything that was started."""
+        self.life.stop()
+        self.notify()
+        until = time.monotonic() + grace
+        while self.life.in_flight and time.monotonic() < until:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.changed(self.life.version), until - time.monotonic())
+        if self.life.in_flight:
+            self.end_streams()
+            await asyncio.sleep(0.1)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._end_engine()
+        await self.rendering.stop()
+        await self.nursery.stop()
+
+    # --- waiting for changes
+
+    def notify(self) -> None:
+        """Wake those who wait, when the version has grown; re-arm the timer for drains."""
+        if self.life.version != self._seen:
+            self._seen = self.life.version
+            self._changed.set()
+            self._changed = asyncio.Event()
+        if self.life.admitting and self.engine is not None:
+            self.engine.refusal = None
+        self._arm()
+
+    async def changed(self, version: int) -> None:
+        while self.life.version == version:
+            await self._changed.wait()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due = self.life.due(time.time())
+        if due.end_streams:
+            self.end_streams()
+        if due.next_at is not None:
+            self._timer = asyncio.get_running_loop().call_later(max(due.next_at - time.time(), 0.001), self._tick)
+        if self.life.version != self._seen:
+            self._seen = self.life.version
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.notify()
+
+    # --- requests
+
+    def admit(self) -> bool:
+        admitted = self.life.admit(time.time())
+        self.notify_cheaply()
+        return admitted
+
+    def release(self) -> None:
+        self.life.release(time.time())
+        self.notify_cheaply()
+
+    def notify_cheaply(self) -> None:
+        if self.life.version != self._seen:
+            self.notify()
+
+    def end_streams(self) -> None:
+        """End what is still being answered: the turn is over, or the server's time is."""
+        if self.engine is not None:
+            code, why = (
+                ("shutting_down", "the server is shutting down") if self.life.stopping else ("turn_ended", "this model's turn on its device ended")
+            )
+            self.engine.end_all(EngineError(503, code, why))
+
+    @property
+    def queued(self) -> int:
+        return self.engine.queued if self.engine is not None else 0
+
+    # --- the file
+
+    async def _fetch(self) -> None:
+        wait = 1.0
+        while True:
+            begin = time.monotonic()
+            self.life.downloading()
+            self.notify()
+
+            def progress(value: float) -> None:
+                self.life.progressed(value)
+                self.notify_cheaply()
+
+            try:
+                file = await download(self.spec.source, self.spec.sha256, self.spec.cache_key, self.settings, progress)
+            except Failure as failure:
+                log.warning("download failed: %s", failure)
+                self.life.download_failed(Problem(failure.reason, failure.message, failure.retry, time.time()))
+                self.notify()
+                if not failure.retry:
+                    return
+            else:
+                self.path = file.path
+                self.life.residue = self._residue()
+                self.life.downloaded({"bytes": file.bytes, "path": file.path}, time.monotonic() - begin)
+                self.notify()
+                return
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, 300.0)
+
+    # --- the engine
+
+    def wake(self, order: Wake) -> Refusal | bool:
+        answer = self.life.wake(order)
+        if answer is True:
+            self._crashes.clear()
+            self._load_task = self._spawn(self._load(order))
+        self.notify()
+        return answer
+
+    async def sleep(self) -> Refusal | None:
+        """End the engine; returns after its process is gone."""
+        refusal = self.life.may_sleep()
+        if refusal is not None or self.life.state is not State.DRAINING:
+            return refusal
+        if self.life.ending:
+            while self.life.ending:
+                await self.changed(self.life.version)
+            return None
+        self.life.sleep_started()
+        await self._end_engine()
+        await self.rendering.stop()
+        self.life.asleep(self._residue())
+        self.notify()
+        return None
+
+    async def _load(self, order: Wake) -> None:
+        begin = time.monotonic()
+        kills = machine.oom_kills()
+        try:
+            async with self._engine_lock:
+                child = await self.nursery.fork("engine")
+            self.engine = EngineClient(child)
+            started = time.monotonic()
+            child.channel.send(
+                {
+                    "path": self.path, "engine": self._raw_engine, "devices": list(order.devices), "split": list(order.split),
+                    "deviceKind": order.device_kind, "threads": self.threads,
+                }
+            )  # fmt: skip
+            # The renderer starts while the engine loads.
+            await self.rendering.start()
+            messages = child.channel.messages()
+            loaded = await self._await_loaded(child, messages, kills)
+        except Failure as failure:
+            log.warning("load failed: %s", failure)
+            await self._end_engine()
+            await self.rendering.stop()
+            self.life.load_failed(Problem(failure.reason, failure.message, failure.retry, time.time()), self._residue())
+            self.notify()
+            return
+        total = time.monotonic() - begin
+        timings = {"start": started - begin, **loaded["timings"], "total": total}
+        self.life.loaded(loaded["model"], self._memory(loaded["memory"]), timings)
+        log.info("loaded in %.2f s", total)
+        self.notify()
+        self._spawn(self._serve(child, messages, order))
+
+    async def _await_loaded(self, child: Child, messages: Any, kills: int) -> dict[str, Any]:
+        limit = self.settings.load_timeout
+        while True:
+            try:
+                message = await asyncio.wait_for(anext(messages), limit)
+            except TimeoutError:
+                child.kill()
+                raise Failure(LOAD_TIMEOUT, f"the load made no progress for {limit:.0f} s") from None
+            except StopAsyncIteration:
+                code = await child.exited
+                if code == -9 and machine.oom_kills() > kills:
+                    raise Failure(OUT_OF_MEMORY, "the kernel killed the engine for want of memory while it loaded") from None
+                raise Failure(
+                    ENGINE_CRASHED, f"the engine ended with code {code} while it loaded: {child.last_words() or 'it said nothing'}"
+                ) from None
+            if message["t"] == "progress":
+                self.life.progressed(message["value"])
+                self.notify_cheaply()
+            elif message["t"] == "failed":
+                raise Failure(message["reason"], message["message"])
+            elif message["t"] == "loaded":
+                return dict(message)
+
+    async def _serve(self, child: Child, messages: Any, order: Wake) -> None:
+        """Hand out the engine's events until it is gone, wanted or not."""
+        engine = self.engine
+        assert engine is not None  # noqa: S101  set before the load
+        async for message in messages:
+            engine.dispatch(message)
+        child.channel.close()
+        code = await child.exited
+        if self.engine is not engine:
+            return
+        self.engine = None
+        engine.fail_all(EngineError(500, "engine_crashed", "the engine process ended while it worked on this request", retry=False))
+        await self._restart(child, code, order)
+
+    async def _restart(self, child: Child, code: int, order: Wake) -> None:
+        """An engine that died by itself is started again on the same devices, with back-off; a crash loop is reported and left asleep."""
+        message = f"the engine ended with code {code}: {child.last_words() or 'it said nothing'}"
+        log.error("%s", message)
+        now = time.monotonic()
+        self._crashes = [t for t in self._crashes if now - t < _CRASH_WINDOW] + [now]
+        problem = Problem(ENGINE_CRASHED, message, retry=True, at=time.time())
+        if len(self._crashes) >= _CRASHES or self.life.state is not State.LOADED or self.life.stopping:
+            await self.rendering.stop()
+            self.life.load_failed(problem, self._residue())
+            self.notify()
+            return
+        self.life.error = problem
+        self.life.loading()
+        self.notify()
+        await asyncio.sleep(0.2 * 4 ** (len(self._crashes) - 1))
+        await self._load(order)
+
+    async def _end_engine(self) -> None:
+        engine, self.engine = self.engine, None
+        if engine is None:
+            return
+        engine.child.channel.send({"t": "stop"})
+        try:
+            await asyncio.wait_for(asyncio.shield(engine.child.exited), _STOP_TIMEOUT)
+        except TimeoutError:
+            engine.child.kill()
+            await engine.child.exited
+        engine.fail_all(EngineError(500, "engine_stopped", "the engine was stopped", retry=False))
+        engine.child.channel.close()
+
+    # --- memory
+
+    def _pids(self) -> list[int]:
+        pids = [os.getpid(), self.nursery.pid, self.rendering.pid, self.engine.child.pid if self.engine is not None else None]
+        return [p for p in pids if p]
+
+    def _residue(self) -> int:
+        return sum(machine.anonymous_bytes(p) for p in self._pids())
+
+    def _memory(self, buffers: dict[str, int]) -> dict[str, int]:
+        total = self._residue()
+        # Weights are mapped: page cache, not anonymous memory, when they are in the file's pages.
+        other = max(total - buffers["kvCache"] - buffers["compute"], 0)
+        return {"weights": buffers["weights"], "kvCache": buffers["kvCache"], "compute": buffers["compute"], "other": other, "total": total}
+
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a task of the supervisor failed", exc_info=task.exception())
