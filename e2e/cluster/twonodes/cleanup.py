@@ -14,6 +14,9 @@ DETACH = 2
 SHIM_SOCKETS = Path("/run/containerd/s")
 CONTAINER_LOGS = Path("/var/log/containers")
 CNI_RESULTS = Path("/var/lib/cni/results")
+NAMESPACES = Path("/run/netns")
+# Every kubelet puts its socket for device plugins here, whatever its own folder is.
+DEVICE_PLUGINS = Path("/var/lib/kubelet/device-plugins")
 
 
 def down(state: Path) -> None:
@@ -34,7 +37,7 @@ def leftovers(state: Path) -> list[str]:
     found = [f"process {pid} ({name})" for pid, name in processes.members(state).items()]
     found += [f"mount {path}" for path in _mounts_below(state)]
     found += [f"control group {path}" for path in cgroups.MOUNT.glob(f"**/{cgroups.ROOT}")]
-    found += [f"network namespace {path}" for path in Path("/run/netns").glob("corral-n*")]
+    found += [f"network namespace {path}" for path in NAMESPACES.glob("corral-n*")]
     found += [f"interface {path.name}" for path in Path("/sys/class/net").glob("corral*")]
     found += [f"file {path}" for path in (state, *CNI_RESULTS.glob("corral-n*"), *_log_links(state)) if path.exists() or path.is_symlink()]
     return found
@@ -52,12 +55,19 @@ def _shim_sockets(state: Path) -> set[Path]:
 
 
 def _remove_strays(state: Path, sockets: set[Path]) -> None:
-    for path in (*sockets, *CNI_RESULTS.glob("corral-n*"), *_log_links(state)):
+    kubelets = [] if processes.foreign(state, "kubelet") else [*DEVICE_PLUGINS.glob("kubelet*")]
+    for path in (*sockets, *CNI_RESULTS.glob("corral-n*"), *_log_links(state), *kubelets):
         with contextlib.suppress(OSError):
             path.unlink()
-    for folder in (SHIM_SOCKETS, SHIM_SOCKETS.parent, CNI_RESULTS, CNI_RESULTS.parent, CONTAINER_LOGS, Path("/run/netns")):
+    if NAMESPACES.is_dir() and not any(NAMESPACES.iterdir()):
+        ctypes.CDLL(None).umount2(os.fsencode(NAMESPACES), 0)  # `ip netns` mounts it on itself
+    for folder in (SHIM_SOCKETS, CNI_RESULTS, DEVICE_PLUGINS):
+        for emptied in (folder, folder.parent):
+            with contextlib.suppress(OSError):
+                emptied.rmdir()  # only when it is empty: somebody else's stays
+    for folder in (CONTAINER_LOGS, NAMESPACES):
         with contextlib.suppress(OSError):
-            folder.rmdir()  # only when it is empty: somebody else's stays
+            folder.rmdir()
 
 
 def _log_links(state: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from twonodes import addons, cgroups, cleanup, control_plane, images, network, processes, tools
 from twonodes.node import Node, quantity
 from twonodes.pki import Authority
-from twonodes.state import ClusterError, say
+from twonodes.state import ClusterError
 
 NODES = 2
 NEEDED = (tools.KUBERNETES, tools.CONTAINERD, tools.POD, tools.GATEWAY_API, tools.COREDNS, tools.HELM, tools.TRAEFIK)
@@ -31,6 +31,8 @@ def up(state: Path) -> None:
         quantity(memory)
     if taken := network.conflict():
         raise ClusterError(f"the interface {taken} already has an address in 10.89.0.0/24, which the nodes use")
+    if other := processes.foreign(state, "kubelet"):
+        raise ClusterError(f"another kubelet runs on this machine (process {other[0]}); two would share /var/lib/kubelet/device-plugins")
     nodes = [Node(state, index) for index in range(1, NODES + 1)]
     cgroups.up([node.name for node in nodes])
     network.up(NODES)
@@ -133,6 +135,3 @@ def _wait_port(state: Path, name: str, address: tuple[str, int], patience: float
                 raise ClusterError(f"{name} does not listen on {address[0]}:{address[1]}; see {state}/logs/{name}.log") from error
             time.sleep(0.05)
 
-
-def announce(seconds: float) -> None:
-    say(f"two nodes are ready after {seconds:.1f} s")

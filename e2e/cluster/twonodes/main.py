@@ -117,6 +117,7 @@ def _start(mode: str, folder: Path) -> None:
         }
     lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(values.items())]
     lines.append(f'case ":$PATH:" in *:{tool_folder}:*) ;; *) export PATH={shlex.quote(str(tool_folder))}:"$PATH" ;; esac')
+    (folder / "env.json").write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
     (folder / "env.new").write_text("\n".join(lines) + "\n")
     (folder / "env.new").replace(folder / "env")
 

@@ -108,6 +108,7 @@ SystemdCgroup = false
 [plugins.'{runtime}'.cni]
 bin_dirs = ["/usr/lib/cni"]
 conf_dir = "{self.folder}/cni"
+use_internal_loopback = true
 """
 
     def _kubelet(self, authority: Authority, memory: str) -> dict[str, object]:

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from twonodes.state import MEMBER, ClusterError
@@ -47,39 +46,27 @@ def all_recorded_alive(state: Path) -> bool:
     return bool(recorded) and all(pid in alive for pid in recorded)
 
 
-def stop(state: Path, patience: float = 5) -> None:
-    """Kubelets first, so that nothing is started again; then the rest, then the shims; whoever does not go is killed."""
-    _end(members(state), lambda name: name == "kubelet", patience)
-    _end(members(state), lambda name: not name.startswith("containerd-shim"), patience)
-    for pid in members(state):
-        send(pid, signal.SIGKILL)
+def stop(state: Path, patience: float = 10) -> None:
+    """Kills every member until none is left: nothing of the cluster is kept, so nothing needs a farewell."""
     end = time.monotonic() + patience
-    while members(state):
+    while found := members(state):
         if time.monotonic() > end:
-            raise ClusterError(f"these processes do not end: {members(state)}")
-        for pid in members(state):
+            raise ClusterError(f"these processes do not end: {found}")
+        for pid in found:
             send(pid, signal.SIGKILL)
-        time.sleep(0.05)
-
-
-def _end(found: dict[int, str], chosen: Callable[[str], bool], patience: float) -> None:
-    pids = [pid for pid, name in found.items() if chosen(name)]
-    for pid in pids:
-        send(pid, signal.SIGTERM)
-    end = time.monotonic() + patience
-    while pids and time.monotonic() < end:
         time.sleep(0.02)
-        pids = [pid for pid in pids if alive(pid)]
-    for pid in pids:
-        send(pid, signal.SIGKILL)
 
 
-def alive(pid: int) -> bool:
-    """Whether it still runs; a zombie that waits for its parent does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
-    except OSError:
-        return False
+def foreign(state: Path, program: str) -> list[int]:
+    """The processes of that name that are none of ours."""
+    own = members(state)
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) not in own:
+            with contextlib.suppress(OSError):
+                if (entry / "comm").read_text().strip() == program and (entry / "environ").read_bytes():  # a zombie has no environment
+                    found.append(int(entry.name))
+    return found
 
 
 def send(pid: int, number: signal.Signals) -> None:
