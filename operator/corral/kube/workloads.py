@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from corral.api.effective import DEFAULT_POOL
+from corral.api.modelpool import ModelPool
 from corral.kube.client import PODS, STRATEGIC_MERGE, AlreadyExists, KubeClient
 from corral.kube.devices import Backends
 from corral.kube.estimates import Estimates
