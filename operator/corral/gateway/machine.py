@@ -163,7 +163,7 @@ class Machine:
             hint_changed = True
         else:
             old, replica.view = replica.view, view
-            hint_changed = old.state != view.state
+            hint_changed = old.state != view.state or not old.host
             if (old.host, old.control_port) != (view.host, view.control_port) and replica.watched:
                 replica.watched = False
                 effects.append(Unwatch(view.uid))

@@ -28,7 +28,7 @@ class ReportSchedule:
 
     def due_at(self, *, active: bool) -> float | None:
         """When the next report goes out, if nothing else happens."""
-        if not active:
+        if not active or self._last == float("-inf"):
             return self._due
         renewal = self._last + RENEWAL
         return renewal if self._due is None else min(self._due, renewal)

@@ -112,7 +112,7 @@ class _Connection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is one by its methods only
         connection = transport.get_extra_info("socket")
         if connection is not None and connection.family != socket.AF_UNIX:
             # A node that vanishes sends no reset: the kernel finds out, within half a minute.
