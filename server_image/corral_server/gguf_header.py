@@ -117,7 +117,7 @@ def _value(cursor: _Cursor, kind: int) -> Any:
         raise Failure(NOT_A_GGUF, f"{cursor.what} is damaged: at byte {cursor.at} it has an array of the type {inner}")
     if count > 1 << 28:
         raise Failure(NOT_A_GGUF, f"{cursor.what} is damaged: it claims an array of {count} strings")
-    kept = [] if count <= _KEPT_ARRAY else None
+    kept: list[str] | None = [] if count <= _KEPT_ARRAY else None
     for _ in range(count):
         if kept is not None:
             kept.append(cursor.string())

@@ -19,8 +19,6 @@ from corral_server.spec import parse_engine
 
 def tensor_bytes(kind: int, shape: list[int]) -> int:
     """As ggml stores it; Failure for a type that this library does not know."""
-    for name, result in (("ggml_blck_size", ctypes.c_int64), ("ggml_type_size", ctypes.c_size_t)):
-        LIB[name].restype = result
     blck, size = LIB.ggml_blck_size, LIB.ggml_type_size
     blck.restype, size.restype = ctypes.c_int64, ctypes.c_size_t
     blck.argtypes = size.argtypes = [ctypes.c_int]
