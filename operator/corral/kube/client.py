@@ -107,6 +107,16 @@ class KubeClient:
     def gated(self, gate: Callable[[], bool]) -> KubeClient:
         return KubeClient(self._api, request_timeout=self._request_timeout, gate=gate)
 
+    async def connection(self) -> dict[str, Any]:
+        """Where the API is and who this process is there, in the words of `kopf.ConnectionInfo`; a rotated token is read anew."""
+        settings = self._api.configuration
+        told: dict[str, Any] = {"server": settings.host, "ca_path": settings.ssl_ca_cert, "ca_data": settings.ca_cert_data}
+        told |= {"certificate_path": settings.cert_file, "private_key_path": settings.key_file, "insecure": not settings.verify_ssl}
+        scheme, _, token = (await settings.get_api_key_with_prefix("BearerToken", alias="authorization") or "").rpartition(" ")
+        if token:
+            told |= {"scheme": scheme or "Bearer", "token": token}
+        return {name: value for name, value in told.items() if value}
+
     async def close(self) -> None:
         await self._api.close()
 

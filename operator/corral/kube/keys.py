@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import logging
+from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -60,3 +61,18 @@ async def await_key(client: KubeClient, namespace: str, name: str) -> Ed25519Pri
         except (Unavailable, Refused) as error:
             log.warning("Secret %s/%s cannot be read: %s", namespace, name, error)
         await asyncio.sleep(POLL)
+
+
+async def await_key_file(path: Path) -> Ed25519PrivateKey:
+    """For a gateway with the Secret mounted; a mount that is optional may come later than the process."""
+    while (pem := _read_if_there(path)) is None:
+        log.info("%s is not there yet; the operator makes the Secret that it comes from", path)
+        await asyncio.sleep(POLL)
+    return load_private_key(pem, str(path))
+
+
+def _read_if_there(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None

@@ -6,23 +6,18 @@ have all been listed it says nothing: a device that looks larger than it is woul
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
-from corral.api.errors import InvalidObjectError
-from corral.api.modelpool import ModelPool
 from corral.domain.model import Device, Node, Taint
 from corral.kube.client import NODES, KubeClient
 from corral.kube.devices import Backends, NodeFacts
 from corral.kube.foreign import ForeignUse
-from corral.kube.membership import known, pool_of
+from corral.kube.membership import Pools
 from corral.kube.pods import seconds
 from corral.kube.ports import Sink
 from corral.kube.quantity import whole
 from corral.kube.watch import Object, Reflector, Target
-
-log = logging.getLogger(__name__)
 
 
 def trim(obj: Object) -> Object:
@@ -55,39 +50,21 @@ def facts(obj: Mapping[str, Any]) -> NodeFacts:
 
 
 class NodeBook:
-    """Feeds the sink with nodes. Pools come in from whoever watches them, through `put_pool` and `pools_synced`."""
+    """Feeds the sink with nodes. Pools are watched by somebody else, who says `pools_synced` after the first list."""
 
-    def __init__(self, client: KubeClient, sink: Sink, backends: Backends) -> None:
+    def __init__(self, client: KubeClient, sink: Sink, backends: Backends, pools: Pools) -> None:
         self._sink = sink
         self._backends = backends
         self._facts: dict[str, NodeFacts] = {}
-        self._pools: dict[str, ModelPool] = {}
+        self._pools = pools
+        pools.changed = self._tell_all
         self._told: dict[str, tuple[Node, tuple[Device, ...]]] = {}
         self._missing = {"nodes", "pools", "foreign"}
         self.foreign = ForeignUse(client, self._tell, lambda: self._arrived("foreign"))
         self.reflector = Reflector(client, NODES.path(), Target(self._put, self._remove, lambda: self._arrived("nodes")), trim=trim)
 
-    def put_pool(self, obj: Mapping[str, Any]) -> None:
-        try:
-            pool = ModelPool.parse(obj)
-        except InvalidObjectError as error:
-            log.error("%s; its nodes stay as they were", error)  # noqa: TRY400 - it says all
-            return
-        old = self._pools.get(pool.metadata.name)
-        if old is not None and old.spec == pool.spec:
-            return
-        self._pools[pool.metadata.name] = pool
-        self._tell_all()
-
-    def remove_pool(self, name: str) -> None:
-        if self._pools.pop(name, None) is not None:
-            self._tell_all()
-
     def pools_synced(self) -> None:
         self._arrived("pools")
-
-    def pool(self, name: str) -> ModelPool | None:
-        return next((pool for pool in known(self._pools.values()) if pool.metadata.name == name), None)
 
     def _put(self, obj: Object) -> None:
         node = facts(obj)
@@ -114,7 +91,7 @@ class NodeBook:
         found = self._facts.get(name)
         if found is None or self._missing:
             return
-        pool, _ = pool_of(found.labels, known(self._pools.values()))
+        pool = self._pools.of(found.labels)
         use = self.foreign.of(name)
         node = Node(
             name=name,

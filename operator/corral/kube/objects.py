@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from corral.kube.client import GATEWAY_REPORTS, MODEL_DEPLOYMENTS, MODEL_POOLS, PAGE, Expired, KubeClient, Resource
 from corral.kube.ports import Gone, Refused, Sink, Unavailable
@@ -80,10 +80,27 @@ class Gate:
         self._deleted = {uid: deleted for uid, deleted in self._deleted.items() if deleted > version}
 
 
-def gates_of(sink: Sink) -> tuple[Gate, Gate, Gate]:
+class PoolListener(Protocol):
+    """Who else is told of pools: what a node offers depends on its pool."""
+
+    def put_pool(self, obj: Mapping[str, Any]) -> None: ...
+
+    def remove_pool(self, name: str) -> None: ...
+
+
+def gates_of(sink: Sink, listener: PoolListener) -> tuple[Gate, Gate, Gate]:
     """ModelPools first: what a model means depends on its pool."""
+
+    def put_pool(obj: Mapping[str, Any]) -> None:
+        sink.put_pool(obj)
+        listener.put_pool(obj)
+
+    def remove_pool(_namespace: str, name: str) -> None:
+        sink.remove_pool(name)
+        listener.remove_pool(name)
+
     return (
-        Gate(MODEL_POOLS, sink.put_pool, lambda _namespace, name: sink.remove_pool(name)),
+        Gate(MODEL_POOLS, put_pool, remove_pool),
         Gate(MODEL_DEPLOYMENTS, sink.put_model, sink.remove_model),
         Gate(GATEWAY_REPORTS, sink.put_report, sink.remove_report),
     )

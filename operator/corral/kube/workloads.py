@@ -6,15 +6,14 @@ It owns no state: names, bytes and order are the loop's. Each write goes through
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from corral.api.effective import DEFAULT_POOL
-from corral.api.modelpool import ModelPool
 from corral.kube.client import PODS, STRATEGIC_MERGE, AlreadyExists, KubeClient
 from corral.kube.devices import Backends
 from corral.kube.estimates import Estimates
 from corral.kube.manifests import ServerSettings, server_pod
+from corral.kube.membership import Pools
 from corral.kube.pods import CONTAINER, record, trim
 from corral.kube.ports import Conflict, EstimateRequest, Gone, PodRecord, ReplicaRequest
 
@@ -27,19 +26,19 @@ class KubeWorkloads:
         client: KubeClient,
         settings: ServerSettings,
         backends: Backends,
-        pool: Callable[[str], ModelPool | None],
+        pools: Pools,
         *,
         estimate_concurrency: int = 2,
     ) -> None:
         self._client = client
-        self._pool = pool
+        self._pools = pools
         self._settings = settings
         self._backends = backends
         self._estimates = Estimates(client, settings)
         self._slots = asyncio.Semaphore(estimate_concurrency)
 
     async def create(self, request: ReplicaRequest) -> PodRecord:
-        binding = self._backends.bind(request.namespace, request.devices, request.device_kind, self._pool(request.pool) or DEFAULT_POOL)
+        binding = self._backends.bind(request.namespace, request.devices, request.device_kind, self._pools.get(request.pool))
         manifest = server_pod(request, self._settings, binding)
         try:
             return _record(await self._client.create(PODS.path(request.namespace), manifest))
