@@ -14,6 +14,7 @@ from packaging.utils import canonicalize_name
 PROJECT = "corral"
 HERE = Path(__file__).resolve().parent
 TOOLS = {
+    "demo": ["openai"],
     "test": ["pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "openai", "anthropic", "jsonschema"],
     "lint": ["ruff", "mypy", "import-linter", "types-PyYAML", "types-jsonschema", "types-psutil", "packaging"],
 }
@@ -65,8 +66,10 @@ def main() -> None:
     write("operator", operator)
     below = server.keys() | operator.keys()
     write("local", {name: version for name, version in local.items() if name not in below}, ("server", "operator"))
+    demo = closure([Requirement(name) for name in TOOLS["demo"]], extras)
+    write("demo", {name: version for name, version in demo.items() if name not in local}, ("local",))
     test = closure([Requirement(name) for name in TOOLS["test"]], extras)
-    write("test", {name: version for name, version in test.items() if name not in local}, ("local",))
+    write("test", {name: version for name, version in test.items() if name not in local | demo}, ("demo",))
     write("lint", closure([Requirement(name) for name in TOOLS["lint"]], extras))
 
 

@@ -1,0 +1,1 @@
+"""A tour of Corral on one machine: three models, room for two."""
