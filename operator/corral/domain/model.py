@@ -104,6 +104,7 @@ class Device:
     closed: str = ""  # a reason: no new placement; residents stay
     no_execute: bool = False  # a NoExecute taint: residents move
     vanished_since: float | None = None
+    largest: int = 0  # the largest capacity that it was seen with; `State` keeps it up
 
     @property
     def usable(self) -> int:
@@ -184,6 +185,7 @@ class Model:
     queue_until: float | None = None  # how long that place is kept after the last waiter left
     estimate_after: float | None = None  # a failed estimate is not tried again before this
     load_seconds: float = 0.0  # the last measured load, 0 unknown
+    estimating: bool = False  # its estimate is under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +198,7 @@ class Demand:
     last_used: float = 0.0
     wish: str = ""  # "", "Load" or "Unload"
     wish_id: str = ""
+    returning_until: float | None = None  # clients whose hold timed out were told to be back by then: their place is kept
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,10 @@ JUST_LOADED = "JustLoaded"  # for a waiter that is still there
 WANTED = "Wanted"  # the queue itself wants it
 FLOOR_OF_SAME_PRIORITY = "FloorOfSamePriority"
 IN_ITS_TURN = "InItsTurn"
+SAME_PRIORITY = "SamePriority"  # a floor never makes a model of its own priority give way
+LEAVING = "Leaving"  # it is being evicted already
+UNREACHABLE = "Unreachable"  # its supervisor does not answer: it counts in full and cannot be drained
+CLAIMED = "Claimed"  # a device is claimed for another namespace
 
 # Why a device is closed to new placement.
 NOT_READY = "NotReady"

@@ -7,15 +7,20 @@ decides anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from bisect import bisect_left, insort
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from corral.domain.model import Demand, Device, DeviceKey, Model, Node, Pool, Replica
+
+NO_IDS: frozenset[str] = frozenset()
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A consistent view. The mappings must not be changed; `by_device` and `by_model` hold ids of replicas."""
+    """A consistent view. The mappings must not be changed; `by_device`, `by_node` and `by_model` hold ids of replicas."""
 
     pools: Mapping[str, Pool]
     nodes: Mapping[str, Node]
@@ -26,6 +31,20 @@ class Snapshot:
     by_model: Mapping[str, frozenset[str]]
     by_device: Mapping[DeviceKey, frozenset[str]]
     used: Mapping[DeviceKey, int]
+    by_node: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    by_pool: Mapping[str, Sequence[DeviceKey]] = field(default_factory=dict)
+
+    def pool_devices(self, pool: str) -> Sequence[DeviceKey]:
+        return self.by_pool.get(pool, ())
+
+    def replicas_of(self, model: str) -> list[Replica]:
+        """Of one model, oldest first."""
+        found = [self.replicas[each] for each in self.by_model.get(model, NO_IDS)]
+        found.sort(key=lambda replica: (replica.created, replica.id))
+        return found
+
+    def on_device(self, key: DeviceKey) -> list[Replica]:
+        return [self.replicas[each] for each in sorted(self.by_device.get(key, NO_IDS))]
 
 
 @dataclass(slots=True)
@@ -41,6 +60,8 @@ class State:
     by_model: dict[str, frozenset[str]] = field(default_factory=dict)
     by_device: dict[DeviceKey, frozenset[str]] = field(default_factory=dict)
     used: dict[DeviceKey, int] = field(default_factory=dict)
+    by_node: dict[str, frozenset[str]] = field(default_factory=dict)
+    by_pool: dict[str, list[DeviceKey]] = field(default_factory=dict)
 
     def put_pool(self, pool: Pool) -> None:
         self.pools[pool.name] = pool
@@ -55,10 +76,22 @@ class State:
         self.nodes.pop(name, None)
 
     def put_device(self, device: Device) -> None:
+        old = self.devices.get(device.key)
+        if old is not None:
+            # Foreign use comes and goes: what a device had once, it can have again.
+            device = replace(device, largest=max(device.largest, device.capacity, old.largest))
+            if old.pool != device.pool:
+                self.remove_device(device.key)
+                old = None
         self.devices[device.key] = device
+        if old is None:
+            insort(self.by_pool.setdefault(device.pool, []), device.key)
 
     def remove_device(self, key: DeviceKey) -> None:
-        self.devices.pop(key, None)
+        old = self.devices.pop(key, None)
+        if old is not None:
+            keys = self.by_pool[old.pool]
+            del keys[bisect_left(keys, key)]
 
     def put_model(self, model: Model) -> None:
         self.models[model.key] = model
@@ -75,22 +108,22 @@ class State:
     def put_replica(self, replica: Replica) -> None:
         self.remove_replica(replica.id)
         self.replicas[replica.id] = replica
-        self.by_model[replica.model] = self.by_model.get(replica.model, frozenset()) | {replica.id}
+        _include(self.by_model, replica.model, replica.id)
+        for node in {key.node for key in replica.devices}:
+            _include(self.by_node, node, replica.id)
         for key in {*replica.devices, *replica.committed, *replica.held}:
-            self.by_device[key] = self.by_device.get(key, frozenset()) | {replica.id}
+            _include(self.by_device, key, replica.id)
             self.used[key] = self.used.get(key, 0) + replica.uses(key)
 
     def remove_replica(self, replica_id: str) -> None:
         old = self.replicas.pop(replica_id, None)
         if old is None:
             return
-        self.by_model[old.model] = self.by_model[old.model] - {replica_id}
-        if not self.by_model[old.model]:
-            del self.by_model[old.model]
+        _exclude(self.by_model, old.model, replica_id)
+        for node in {key.node for key in old.devices}:
+            _exclude(self.by_node, node, replica_id)
         for key in {*old.devices, *old.committed, *old.held}:
-            self.by_device[key] = self.by_device[key] - {replica_id}
-            if not self.by_device[key]:
-                del self.by_device[key]
+            _exclude(self.by_device, key, replica_id)
             self.used[key] -= old.uses(key)
             if not self.used[key]:
                 del self.used[key]
@@ -106,4 +139,18 @@ class State:
             by_model=self.by_model,
             by_device=self.by_device,
             used=self.used,
+            by_node=self.by_node,
+            by_pool=self.by_pool,
         )
+
+
+def _include(index: dict[K, frozenset[str]], key: K, member: str) -> None:
+    index[key] = index.get(key, NO_IDS) | {member}
+
+
+def _exclude(index: dict[K, frozenset[str]], key: K, member: str) -> None:
+    left = index[key] - {member}
+    if left:
+        index[key] = left
+    else:
+        del index[key]

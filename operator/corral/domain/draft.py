@@ -1,0 +1,170 @@
+"""A plan in the making: the tentative ledger that one decision works on, and what it has decided so far.
+
+It owns the arithmetic of free, leaving and reserved bytes, so that every step of a decision counts the same way. It must never choose anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from corral.domain.model import Device, DeviceKey, DeviceKind, Model, Pool, Replica
+from corral.domain.plan import Action, Delete, Evict, Explanation, Plan, Verdict
+from corral.domain.snapshot import NO_IDS, Snapshot
+from corral.domain.standing import Standing, stand
+
+DEFAULT_POOL = Pool(name="default")
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What one device has for one newcomer: bytes and places for models, now and when all that leaves has left."""
+
+    now: int
+    soon: int
+    models_now: int
+    models_soon: int
+
+
+class Draft:
+    """Built by `decide`, filled step by step, turned into a `Plan` at the end."""
+
+    def __init__(self, snapshot: Snapshot, now: float) -> None:
+        self.snapshot = snapshot
+        self.now = now
+        self.actions: list[Action] = []
+        self.verdicts: dict[str, Verdict] = {}
+        self.turns: dict[str, float] = {}
+        self.places: dict[str, tuple[float | None, float | None]] = {}  # of models: since when they queue, until when that is kept
+        self.acted: set[str] = set()  # replicas that this plan gave an action
+        self._at_hand: dict[str, tuple[list[Replica], list[Replica]]] = {}
+        self._standing: dict[str, Standing] = {}
+        self._taken: dict[DeviceKey, list[int]] = {}  # bytes, models: what this plan gives away now
+        self._kept: dict[DeviceKey, list[int]] = {}  # what is kept for those ahead in the queue
+        self._wished: dict[DeviceKey, int] = {}  # bytes that newcomers which still download will ask for
+        self._leaving: dict[DeviceKey, tuple[int, int]] = {}
+        self._pods: dict[str, int] = {}
+        self._wake: float | None = None
+
+    # What is known.
+
+    def pool(self, model: Model) -> Pool:
+        return self.snapshot.pools.get(model.pool, DEFAULT_POOL)
+
+    def standing(self, model: Model) -> Standing:
+        found = self._standing.get(model.key)
+        if found is None:
+            found = self._standing[model.key] = stand(self.snapshot, model, self.now)
+        return found
+
+    def at_hand(self, model: Model) -> tuple[list[Replica], list[Replica]]:
+        """Sleeping and coming replicas that no entry of the queue has used yet; whoever uses one takes it from its list."""
+        found = self._at_hand.get(model.key)
+        if found is None:
+            standing = self.standing(model)
+            found = self._at_hand[model.key] = ([each for each in standing.asleep if self.free_to_act(each)], list(standing.coming))
+        return found
+
+    # The tentative ledger.
+
+    def room(self, device: Device, own: Replica | None = None) -> Room:
+        """For a newcomer whose sleeping replica `own` may already count on the device."""
+        key = device.key
+        taken = self._taken.get(key, (0, 0))
+        kept = self._kept.get(key, (0, 0))
+        leaving, leavers = self.leaving(key)
+        mine = own.uses(key) if own is not None else 0
+        counted = 1 if own is not None and own.committed.get(key, 0) else 0
+        free = device.usable - self.snapshot.used.get(key, 0) - taken[0] + mine
+        limit = self.snapshot.pools.get(device.pool, DEFAULT_POOL).max_models_per_device
+        models = limit - self._models(key) - taken[1] + counted
+        return Room(free, free + leaving - kept[0], models, models + leavers - kept[1])
+
+    def wished(self, key: DeviceKey) -> int:
+        return self._wished.get(key, 0)
+
+    def _models(self, key: DeviceKey) -> int:
+        replicas = self.snapshot.replicas
+        return sum(1 for each in self.snapshot.by_device.get(key, NO_IDS) if replicas[each].committed.get(key, 0))
+
+    def leaving(self, key: DeviceKey) -> tuple[int, int]:
+        """Bytes and models that evictions and deletions under way will give back on this device."""
+        found = self._leaving.get(key)
+        if found is None:
+            size = models = 0
+            for each in self.snapshot.by_device.get(key, NO_IDS):
+                replica = self.snapshot.replicas[each]
+                if replica.deleting or replica.ordered in ("Evict", "Delete"):
+                    size += self.freed(replica, key, deleted=replica.deleting or replica.ordered == "Delete")
+                    models += 1 if replica.committed.get(key, 0) else 0
+            found = self._leaving[key] = (size, models)
+        return found
+
+    def freed(self, replica: Replica, key: DeviceKey, *, deleted: bool) -> int:
+        """Bytes that the end of this replica gives back: on host memory a sleeping one keeps its residue."""
+        uses = replica.uses(key)
+        if deleted:
+            return uses
+        device = self.snapshot.devices.get(key)
+        if device is None or device.kind is not DeviceKind.HOST:
+            return uses
+        model = self.snapshot.models.get(replica.model)
+        return max(0, uses - (model.residue if model is not None else 0))
+
+    def pods_left(self, node: str) -> int:
+        found = self.snapshot.nodes.get(node)
+        slots = found.pod_slots if found is not None else 0
+        return slots - len(self.snapshot.by_node.get(node, NO_IDS)) - self._pods.get(node, 0)
+
+    def take(self, needs: Mapping[DeviceKey, int], own: Replica | None, *, models: int = 1) -> None:
+        """These bytes are given away by this plan."""
+        for key, need in needs.items():
+            entry = self._taken.setdefault(key, [0, 0])
+            entry[0] += need - (own.uses(key) if own is not None else 0)
+            entry[1] += models if own is None or not own.committed.get(key, 0) else 0
+
+    def keep(self, needs: Mapping[DeviceKey, int], own: Replica | None) -> None:
+        """Nobody behind in the queue gets these bytes."""
+        for key, need in needs.items():
+            entry = self._kept.setdefault(key, [0, 0])
+            entry[0] += need - (own.uses(key) if own is not None else 0)
+            entry[1] += 1
+
+    def wish(self, needs: Mapping[DeviceKey, int]) -> None:
+        """A newcomer that is not ready yet will ask for these; others had better go elsewhere, but may take them."""
+        for key, need in needs.items():
+            self._wished[key] = self._wished.get(key, 0) + need
+
+    # What is decided.
+
+    def act(self, action: Action) -> None:
+        self.actions.append(action)
+        replica_id = getattr(action, "replica", "")
+        if replica_id:
+            self.acted.add(replica_id)
+        if isinstance(action, Evict | Delete):
+            replica = self.snapshot.replicas[action.replica]
+            for key in {*replica.committed, *replica.held}:
+                size, models = self.leaving(key)
+                size += self.freed(replica, key, deleted=isinstance(action, Delete))
+                self._leaving[key] = (size, models + (1 if replica.committed.get(key, 0) else 0))
+
+    def create_pod(self, node: str) -> None:
+        self._pods[node] = self._pods.get(node, 0) + 1
+
+    def free_to_act(self, replica: Replica) -> bool:
+        """Nothing is under way for it, neither from before nor from this plan."""
+        return not replica.ordered and not replica.deleting and replica.id not in self.acted
+
+    def wake(self, at: float | None) -> None:
+        """Decide again then."""
+        if at is not None and at > self.now and (self._wake is None or at < self._wake):
+            self._wake = at
+
+    def say(self, model: Model, explanation: Explanation, *, stalled: bool = False) -> None:
+        """The last word on a model wins."""
+        since, until = self.places.get(model.key, (None, None))
+        self.verdicts[model.key] = Verdict(model.key, explanation, stalled, since, until)
+
+    def plan(self) -> Plan:
+        return Plan(tuple(self.actions), self.verdicts, self.turns, self._wake)

@@ -1,0 +1,219 @@
+"""Why a model is where it is, in words and numbers. It renders what the decision found and must never find anything itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from corral.domain import reasons
+from corral.domain.footprint import layers_of, need_on
+from corral.domain.model import Backoff, Device, DeviceKey, DeviceKind, Model, Replica, ReplicaState
+from corral.domain.plan import Candidate, Explanation, Next, Refusal
+from corral.domain.units import clock, plural, quantity
+
+if TYPE_CHECKING:
+    from corral.domain.draft import Draft
+    from corral.domain.eviction import Prospect, Victim
+    from corral.domain.placement import Place
+
+MOST_CANDIDATES = 8
+MOST_REFUSED = 6
+
+REFUSED = {
+    reasons.PINNED: "pinned",
+    reasons.HIGHER_PRIORITY: "of higher priority",
+    reasons.YOUNG: "young",
+    reasons.JUST_LOADED: "just loaded for a waiter",
+    reasons.WANTED: "wanted by its own waiters",
+    reasons.LOADING: "loading",
+    reasons.LEAVING: "leaving",
+    reasons.STARTING: "starting",
+    reasons.FLOOR_OF_SAME_PRIORITY: "a floor too",
+    reasons.SAME_PRIORITY: "of the same priority",
+    reasons.UNREACHABLE: "unreachable",
+}
+CLOSED = {
+    reasons.NOT_READY: "its node is not ready",
+    reasons.CORDONED: "its node is cordoned",
+    reasons.TAINTED: "tainted",
+    reasons.VANISHED: "absent",
+    reasons.FOREIGN_CLAIM: "claimed by others",
+    reasons.BACKING_OFF: "backing off",
+}
+
+
+def where(keys: Iterable[DeviceKey]) -> str:
+    """`gpu-1/GPU-1111`; several devices of one node as `gpu-1/GPU-1111+GPU-2222`; host memory as the node alone."""
+    found = list(keys)
+    if len(found) == 1:
+        return str(found[0])
+    return f"{found[0].node}/{'+'.join(key.id for key in found)}" if found else "nowhere"
+
+
+def refused_text(refusal: Refusal) -> str:
+    name = refusal.model.rpartition("/")[2]
+    if refusal.reason == reasons.IN_FLIGHT:
+        return f"{name} in flight ({refusal.in_flight})"
+    if refusal.reason == reasons.IN_ITS_TURN:
+        busy = f" ({refusal.in_flight})" if refusal.in_flight else ""
+        return f"{name} in its turn{busy}" + (f" until {clock(refusal.until)}" if refusal.until is not None else "")
+    return f"{name} {REFUSED.get(refusal.reason, refusal.reason)}" + (f" until {clock(refusal.until)}" if refusal.until is not None else "")
+
+
+def candidate_of(draft: Draft, place: Place, seen: Prospect) -> Candidate:
+    free = sum(draft.room(device, place.own).now for device in place.devices)
+    return Candidate(
+        devices=place.keys,
+        capacity=sum(device.capacity for device in place.devices),
+        margin=sum(device.margin for device in place.devices),
+        free=free,
+        need=place.need,
+        freeable=seen.freeable,
+        refused=seen.refused,
+    )
+
+
+def line(draft: Draft, candidate: Candidate) -> str:
+    """One place: `gpu-1/GPU-1: 24Gi, free 3.1Gi; could free 20.9Gi: qwen in flight (2), mistral young until 10:42:11Z.`"""
+    size = " + ".join(quantity(draft.snapshot.devices[key].capacity) for key in candidate.devices)
+    text = f"{where(candidate.devices)}: {size}, free {quantity(max(0, candidate.free))}"
+    if candidate.closed:
+        return f"{text}; {CLOSED.get(candidate.closed, candidate.closed)}."
+    text += f"; could free {quantity(candidate.freeable)}" if candidate.freeable else ""
+    if candidate.refused:
+        shown = ", ".join(refused_text(each) for each in candidate.refused[:MOST_REFUSED])
+        left = len(candidate.refused) - MOST_REFUSED
+        text += f"; not: {shown}" + (f" and {left} more" if left > 0 else "")
+    return text + "."
+
+
+def needs_text(model: Model, need: int, devices: int) -> str:
+    if model.max_devices > 1 and devices > 1 and model.footprint is not None:
+        return f"needs {quantity(need)} on one node ({layers_of(model.footprint)} layers over at most {model.max_devices} devices)"
+    return f"needs {quantity(need)} on one device"
+
+
+def margins_text(margins: Iterable[int]) -> str:
+    found = sorted(set(margins))
+    if not found:
+        return ""
+    if len(found) == 1:
+        return f"margin {quantity(found[0])} per device"
+    return f"margin {quantity(found[0])} to {quantity(found[-1])} per device"
+
+
+def waiting(draft: Draft, model: Model, reason: str, places: Sequence[tuple[Place, Prospect]], then: Next | None) -> None:
+    """The whole arithmetic of a model that found no room: the places that come closest first."""
+    ranked = sorted(places, key=lambda entry: (-(draft.room(entry[0].devices[0], entry[0].own).soon + entry[1].freeable), entry[0].keys))
+    shown = tuple(candidate_of(draft, place, seen) for place, seen in ranked[:MOST_CANDIDATES])
+    more = max(0, len(ranked) - len(shown))
+    need = shown[0].need if shown else 0
+    if not shown:
+        draft.say(model, Explanation(reason, no_place(draft, model), need_of(model)))
+        return
+    first = f"{needs_text(model, need, len(shown[0].devices))}; {margins_text(draft.snapshot.devices[k].margin for c in shown for k in c.devices)}."
+    lines = [first, *(line(draft, each) for each in shown)]
+    if more:
+        lines.append(f"{plural(more, 'more place')} left out.")
+    if then is not None:
+        lines.append(f"Next: {then.what} at {clock(then.at)}.")
+    draft.say(model, Explanation(reason, "\n".join(lines), need, shown, more, then))
+
+
+def need_of(model: Model) -> int:
+    return need_on(model.footprint, DeviceKind.GPU) if model.footprint is not None else 0
+
+
+def no_place(draft: Draft, model: Model) -> str:
+    """Big enough devices exist, and none is open."""
+    from corral.domain.fit import candidates, device_closed, node_closed  # noqa: PLC0415 - fit renders nothing; this is the one place that needs it
+
+    closed: dict[str, int] = {}
+    for node, device in candidates(draft.snapshot, model):
+        why = node_closed(model, node) or device_closed(device)
+        closed[why or "has no pod slot or is used by a replica of this model"] = closed.get(why, 0) + 1
+    text = ", ".join(f"{plural(count, 'device')} {CLOSED.get(why, why)}" for why, count in sorted(closed.items()))
+    return f"needs {quantity(need_of(model))} on one device; no device is open to it now: {text or 'there is none'}."
+
+
+def does_not_fit(model: Model, devices: Sequence[Device]) -> Explanation:
+    """It can never fit: the largest device, the need and the margin."""
+    footprint = model.footprint
+    assert footprint is not None  # noqa: S101 - only a known footprint can be too large
+    largest = max(devices, key=lambda each: (max(each.capacity, each.largest) - each.margin, each.key))
+    need = need_on(footprint, largest.kind)
+    capacity = max(largest.capacity, largest.largest)
+    message = (
+        f"needs {quantity(need)}; the largest device of pool {model.pool} is {largest.key} with {quantity(capacity)}, "
+        f"of which {quantity(largest.margin)} stay free as margin: {quantity(need - capacity + largest.margin)} too little."
+    )
+    if model.max_devices > 1:
+        message += f" Nor does it fit over {model.max_devices} devices of one node."
+    candidate = Candidate((largest.key,), capacity, largest.margin, capacity - largest.margin, need)
+    return Explanation(reasons.DOES_NOT_FIT, message, need, (candidate,))
+
+
+# What is under way.
+
+
+def evicting(draft: Draft, model: Model, need: int, keys: Sequence[DeviceKey]) -> None:
+    draft.say(model, Explanation(reasons.EVICTING, f"Room for {quantity(need)} is being made on {where(keys)}.", need))
+
+
+def loading(draft: Draft, model: Model, need: int, keys: Sequence[DeviceKey]) -> None:
+    draft.say(model, Explanation(reasons.LOADING, f"Loads {quantity(need)} on {where(keys)}.", need))
+
+
+def starting(draft: Draft, model: Model, place: str) -> None:
+    draft.say(model, Explanation(reasons.STARTING, f"A pod is started on {place}.", need_of(model)))
+
+
+def backing_off(draft: Draft, model: Model, backoffs: Sequence[Backoff]) -> None:
+    """Wherever it would go it failed lately: the first that is tried again speaks."""
+    first = min(backoffs, key=lambda each: (each.until, each.node))
+    place = f" on {first.node}" if first.node else ""
+    text = f"{first.message} Tried again{place} at {clock(first.until)} (failure {first.failures})."
+    draft.say(model, Explanation(reasons.BACKING_OFF, text, need_of(model), next=Next(first.until, "the load is tried again")))
+
+
+def coming(draft: Draft, model: Model, replica: Replica) -> None:
+    draft.say(model, rest_of(model, [replica]))
+
+
+def rest_of(model: Model, replicas: Sequence[Replica]) -> Explanation:
+    """What the replicas alone tell: the furthest one speaks for the model."""
+    need = sum(max((sum(each.committed.values()) for each in replicas), default=0) for _ in (1,)) or need_of(model)
+    order = (
+        (ReplicaState.LOADED, reasons.LOADED, "Loaded on"),
+        (ReplicaState.LOADING, reasons.LOADING, "Loads on"),
+        (ReplicaState.DRAINING, reasons.DRAINING, "Finishes what is in flight on"),
+        (ReplicaState.SLEEPING, reasons.SLEEPING, "Asleep on"),
+        (ReplicaState.DOWNLOADING, reasons.DOWNLOADING, "Downloads on"),
+        (ReplicaState.PENDING, reasons.STARTING, "Starts on"),
+    )
+    for state, reason, words in order:
+        found = [each for each in replicas if each.state is state]
+        if found:
+            return Explanation(reason, f"{words} {', '.join(where(each.devices) for each in found)}.", need)
+    failed = [each for each in replicas if each.state is ReplicaState.FAILED]
+    if failed:
+        error = failed[0].error
+        return Explanation(error.reason if error else reasons.FAILED, error.message if error else f"{failed[0].name} failed.", need)
+    return Explanation(reasons.IDLE, "At rest; a request wakes it.", need_of(model))
+
+
+def load(draft: Draft, model: Model, reason: str, waiter: float | None, needs: Mapping[DeviceKey, int]) -> str:
+    parts = ", ".join(f"{quantity(need)} on {key}" for key, need in needs.items())
+    why = f"waited for since {clock(waiter)}" if waiter is not None else reason
+    free = ", ".join(f"{quantity(max(0, draft.room(draft.snapshot.devices[key]).now))} stay free" for key in list(needs)[:1])
+    return f"{model.key}: commits {parts} ({why}; {free})."
+
+
+def eviction(newcomer: Model, need: int, keys: Sequence[DeviceKey], victim: Victim) -> str:
+    replica = victim.replica
+    used = f"unused since {clock(replica.last_used)}" if replica.last_used else "never used"
+    if victim.busy:
+        used = f"its turn is over, {replica.in_flight + replica.queued} in flight"
+    elif not replica.resident:
+        used = f"asleep, {used}"
+    return f"{replica.model} makes room for {newcomer.key}, which needs {quantity(need)} on {where(keys)}: {used}."

@@ -1,0 +1,439 @@
+"""Where a model that wants a replica goes: what sleeps already, where it fits now, whose eviction makes room, or what it waits for.
+
+Called once per entry of the queue, in its order, on one tentative ledger. It must never order the queue or say who may be a victim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from corral.domain import explain, reasons
+from corral.domain.draft import Draft
+from corral.domain.eviction import Lack, Prospect, Purpose, Victim, cheapest, prospect, turn_start
+from corral.domain.fit import candidates, closed_for, device_closed, node_closed
+from corral.domain.footprint import need_on, split
+from corral.domain.model import Device, DeviceKey, DeviceKind, Footprint, Model, Replica
+from corral.domain.plan import Create, Delete, Evict, Load, Next, Refusal
+from corral.domain.policy import policy_of
+
+POD_SECONDS = 3.0  # what a new pod costs beside its download
+DOWNLOAD_RATE = 100_000_000  # bytes per second that a download is thought to reach
+PASSING = frozenset(
+    {reasons.IN_FLIGHT, reasons.WANTED, reasons.IN_ITS_TURN, reasons.YOUNG, reasons.JUST_LOADED, reasons.LOADING, reasons.LEAVING, reasons.STARTING}
+)  # refusals that end by themselves
+OF_TURNS = frozenset({reasons.IN_FLIGHT, reasons.WANTED, reasons.IN_ITS_TURN})
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """One entry of the queue."""
+
+    model: Model
+    purpose: Purpose
+    since: float  # arrival of the oldest waiter, or the creation of the model
+    missing: int = 1
+    waiter: float | None = None  # what `Load.loaded_for` says
+    reason: str = reasons.REQUESTED
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Some devices of one node, and what the model needs on each."""
+
+    devices: tuple[Device, ...]
+    needs: dict[DeviceKey, int]
+    shares: tuple[float, ...]
+    own: Replica | None = None  # the sleeping replica that is bound to them
+    waits: float = 0.0  # seconds until its file would be there
+
+    @property
+    def keys(self) -> tuple[DeviceKey, ...]:
+        return tuple(device.key for device in self.devices)
+
+    @property
+    def node(self) -> str:
+        return self.devices[0].key.node
+
+    @property
+    def need(self) -> int:
+        return sum(self.needs.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A place, and the victims that it takes."""
+
+    place: Place
+    victims: tuple[Victim, ...]
+    price: float
+
+    @property
+    def rank(self) -> tuple[float, int, bool, tuple[DeviceKey, ...]]:
+        return self.price, sum(sum(each.freed.values()) for each in self.victims), self.place.own is None, self.place.keys
+
+
+@dataclass(slots=True)
+class Search:
+    """What one search saw, for the explanation."""
+
+    places: list[tuple[Place, Prospect]] = field(default_factory=list)
+
+
+def place(draft: Draft, want: Want) -> None:
+    """Find room for each missing replica of one model; say what it waits for otherwise."""
+    asleep, coming = draft.at_hand(want.model)
+    for _ in range(want.missing):
+        if not _place_one(draft, want, asleep, coming):
+            return
+
+
+def _place_one(draft: Draft, want: Want, asleep: list[Replica], coming: list[Replica]) -> bool:
+    """True when one more replica may be looked at: this one is taken care of for now."""
+    model = want.model
+    footprint = model.footprint
+    if footprint is None:
+        return False
+    own = [found for each in asleep if (found := own_place(draft, model, footprint, each)) is not None]
+    for each in own:
+        if each.own is not None and each.own.committed:
+            _load(draft, want, each, asleep)
+            return True
+    ready = [each for each in own if fits_now(draft, model, each)]
+    if ready:
+        _load(draft, want, min(ready, key=lambda each: (_left(draft, each), each.keys)), asleep)
+        return True
+    for each in own:
+        if fits_soon(draft, each):
+            draft.keep(each.needs, each.own)
+            asleep.remove(each.own)  # type: ignore[arg-type]
+            explain.evicting(draft, want.model, each.need, each.keys)
+            return True
+    if coming:
+        replica = coming.pop(0)
+        place_ = own_place(draft, model, footprint, replica, coming=True)
+        if place_ is not None:
+            draft.wish({key: need - replica.uses(key) for key, need in place_.needs.items()})
+        explain.coming(draft, model, replica)
+        return True
+    fresh = new_places(draft, model, footprint)
+    here = [each for each in fresh if fits_now(draft, model, each)]
+    if here:
+        return _create(draft, want, min(here, key=lambda each: _score(draft, model, each)), asleep)
+    return _make_room(draft, want, own, fresh, asleep)
+
+
+# Places.
+
+
+def own_place(draft: Draft, model: Model, footprint: Footprint, replica: Replica, *, coming: bool = False) -> Place | None:
+    """Where a sleeping replica is bound to; None when it cannot be loaded there now."""
+    devices = tuple(device for key in replica.devices if (device := draft.snapshot.devices.get(key)) is not None)
+    if not devices or len(devices) != len(replica.devices):
+        return None
+    if closed_for(draft.snapshot, model, replica.devices) or (not coming and not replica.reachable) or backing_off(draft, model, replica.node):
+        return None
+    if replica.committed:
+        return Place(devices, dict(replica.committed), _shares(footprint, [replica.committed.get(each.key, 0) for each in devices]), replica)
+    return _place_on(draft, footprint, devices, replica)
+
+
+def _shares(footprint: Footprint, sizes: list[int]) -> tuple[float, ...]:
+    found = split(footprint, sizes) if len(sizes) > 1 else None
+    return found.shares if found is not None else (1.0,) * len(sizes)
+
+
+def _place_on(draft: Draft, footprint: Footprint, devices: tuple[Device, ...], own: Replica | None, waits: float = 0.0) -> Place | None:
+    if len(devices) == 1:
+        return Place(devices, {devices[0].key: need_on(footprint, devices[0].kind)}, (1.0,), own, waits)
+    rooms = [min((room := draft.room(each, own)).now, room.soon) for each in devices]
+    found = split(footprint, rooms) or split(footprint, [each.usable for each in devices])
+    if found is None:
+        return None
+    return Place(devices, dict(zip((each.key for each in devices), found.bytes, strict=True)), found.shares, own, waits)
+
+
+def new_places(draft: Draft, model: Model, footprint: Footprint) -> list[Place]:
+    """Every open device that is big enough with nothing else on it; sets of devices only when no single one is."""
+    taken = {key for each in draft.snapshot.replicas_of(model.key) if not each.resident and not each.deleting for key in each.devices}
+    single: list[Place] = []
+    several: dict[str, list[Device]] = {}
+    for node, device in candidates(draft.snapshot, model):
+        if node_closed(model, node) or device_closed(device) or device.key in taken or backing_off(draft, model, node.name):
+            continue
+        waits = POD_SECONDS + (0.0 if footprint.digest and footprint.digest in node.cached else footprint.file_bytes / DOWNLOAD_RATE)
+        if need_on(footprint, device.kind) <= device.usable:
+            found = _place_on(draft, footprint, (device,), None, waits)
+            if found is not None:
+                single.append(found)
+        elif model.max_devices > 1 and device.kind is DeviceKind.GPU:
+            several.setdefault(node.name, []).append(device)
+    if single:
+        return single
+    return list(_spread_places(draft, model, footprint, several))
+
+
+def _spread_places(draft: Draft, model: Model, footprint: Footprint, nodes: dict[str, list[Device]]) -> Iterable[Place]:
+    for devices in nodes.values():
+        by_room = sorted(devices, key=lambda each: (-draft.room(each).now, each.key))
+        for count in range(2, min(model.max_devices, len(by_room)) + 1):
+            chosen = tuple(sorted(by_room[:count], key=lambda each: each.key))
+            found = _place_on(draft, footprint, chosen, None, POD_SECONDS + footprint.file_bytes / DOWNLOAD_RATE)
+            if found is not None:
+                yield found
+                break
+
+
+def backing_off(draft: Draft, model: Model, node: str) -> bool:
+    return any(each.node in ("", node) and each.until > draft.now for each in model.backoff)
+
+
+# Fit.
+
+
+def fits_now(draft: Draft, model: Model, place_: Place) -> bool:
+    """Room is there, and stays there when everybody ahead got what is kept for them."""
+    for device in place_.devices:
+        room = draft.room(device, place_.own)
+        need = place_.needs[device.key]
+        if room.now < need or room.soon < need or room.models_now < 1 or room.models_soon < 1:
+            return False
+    return not foreign_claims(draft, model, place_)
+
+
+def fits_soon(draft: Draft, place_: Place) -> bool:
+    """What is under way already makes enough room."""
+    for device in place_.devices:
+        room = draft.room(device, place_.own)
+        if room.soon < place_.needs[device.key] or room.models_soon < 1:
+            return False
+    return True
+
+
+def lacks_of(draft: Draft, place_: Place) -> dict[DeviceKey, Lack]:
+    lacks = {}
+    for device in place_.devices:
+        room = draft.room(device, place_.own)
+        lacks[device.key] = Lack(place_.needs[device.key] - room.soon, 1 - room.models_soon)
+    return lacks
+
+
+def foreign_claims(draft: Draft, model: Model, place_: Place) -> list[Replica]:
+    """Pods that hold one of the devices for another namespace. Only their deletion frees it."""
+    if place_.own is not None:
+        return []
+    return [each for key in place_.keys for each in draft.snapshot.on_device(key) if each.namespace_claim and each.namespace != model.namespace]
+
+
+def _left(draft: Draft, place_: Place) -> int:
+    return sum(draft.room(device, place_.own).now - place_.needs[device.key] for device in place_.devices)
+
+
+def _score(draft: Draft, model: Model, place_: Place) -> tuple[bool, float, int, int, tuple[DeviceKey, ...]]:
+    """The least wins: not promised to another newcomer, the file is there, best fit, spread of the model's replicas, then the key."""
+    left = _left(draft, place_)
+    promised = any(draft.wished(each.key) > draft.room(each).now - place_.needs[each.key] for each in place_.devices)
+    near = sum(1 for each in draft.snapshot.replicas_of(model.key) if each.node == place_.node)
+    return promised, place_.waits, left, near, place_.keys
+
+
+# Actions.
+
+
+def _load(draft: Draft, want: Want, place_: Place, asleep: list[Replica]) -> None:
+    replica = place_.own
+    assert replica is not None  # noqa: S101 - only a sleeping replica is loaded
+    asleep.remove(replica)
+    draft.take(place_.needs, replica)
+    message = explain.load(draft, want.model, want.reason, want.waiter, place_.needs)
+    draft.act(Load(want.model.key, want.reason, message, replica.id, place_.needs, place_.shares, want.waiter))
+    explain.loading(draft, want.model, place_.need, place_.keys)
+
+
+def _create(draft: Draft, want: Want, place_: Place, asleep: list[Replica]) -> bool:
+    """A sleeping pod on the place, or what has to happen before there can be one."""
+    model = want.model
+    host = next((each for each in place_.devices if each.kind is DeviceKind.HOST), None)
+    if host is not None and min((room := draft.room(host)).now, room.soon) < model.residue:
+        return False
+    if draft.pods_left(place_.node) < 1:
+        return False
+    pods = [each for each in draft.snapshot.replicas_of(model.key) if not each.deleting and each.ordered != "Delete"]
+    if len(pods) > model.max_replicas and asleep:
+        spare = min(asleep, key=lambda each: (each.last_used, each.id))
+        asleep.remove(spare)
+        draft.act(Delete(model.key, reasons.SCALE_DOWN, f"{spare.name}: another replica takes its place on {place_.node}.", spare.id))
+    if host is not None:
+        draft.take({host.key: model.residue}, None, models=0)
+    draft.wish({key: max(0, need - (model.residue if host is not None else 0)) for key, need in place_.needs.items()})
+    draft.create_pod(place_.node)
+    where = explain.where(place_.keys)
+    draft.act(Create(model.key, want.reason, f"{model.key}: a sleeping replica on {where}.", place_.keys, model.revision))
+    explain.starting(draft, model, where)
+    return True
+
+
+def _evict(draft: Draft, want: Want, option: Option) -> None:
+    timeout = draft.pool(want.model).drain_timeout
+    for victim in option.victims:
+        deadline = draft.now + timeout if victim.busy else None
+        message = explain.eviction(want.model, option.place.need, option.place.keys, victim)
+        replica = victim.replica
+        if victim.deleted:
+            draft.act(Delete(replica.model, victim.reason, message, replica.id, deadline))
+        else:
+            draft.act(Evict(replica.model, victim.reason, message, replica.id, want.model.key, unused_since(replica), deadline))
+
+
+def unused_since(replica: Replica) -> float:
+    """A drain is refused when a request was admitted at or after this: just behind the last one that the plan knows of."""
+    return replica.last_used + 0.001
+
+
+# Making room.
+
+
+def _make_room(draft: Draft, want: Want, own: list[Place], fresh: list[Place], asleep: list[Replica]) -> bool:
+    model = want.model
+    if want.purpose is Purpose.ROLLOUT:
+        # The new revision never costs another model its place: it sleeps beside the old one and takes over from it.
+        there = {key for each in draft.standing(model).old for key in each.devices}
+        beside = [] if own else [each for each in fresh if there & set(each.keys)]
+        return bool(beside) and _create(draft, want, beside[0], asleep)
+    pool = draft.pool(model)
+    search = Search()
+    option = best_option(draft, want, [*own, *fresh], search, end_turns=False)
+    waited = draft.now - want.since >= pool.max_wait
+    if option is None and want.purpose is Purpose.WAITER:
+        if waited:
+            option = best_option(draft, want, [*own, *fresh], Search(), end_turns=True)
+        else:
+            draft.wake(want.since + pool.max_wait)
+    if option is None:
+        _wait(draft, want, search, asleep)
+        return False
+    if option.place.own is not None:
+        _evict(draft, want, option)
+        draft.keep(option.place.needs, option.place.own)
+        asleep.remove(option.place.own)
+        explain.evicting(draft, model, option.place.need, option.place.keys)
+        return True
+    return _prepare(draft, want, option, asleep)
+
+
+def _prepare(draft: Draft, want: Want, option: Option, asleep: list[Replica]) -> bool:
+    """A new pod comes first: nobody is evicted for a file that is not there. Only what keeps the pod itself from starting has to go before."""
+    first = [each for each in option.victims if each.reason == reasons.CLAIM_IN_THE_WAY]
+    place_ = option.place
+    host = next((each for each in place_.devices if each.kind is DeviceKind.HOST), None)
+    if not first and host is not None:
+        room = draft.room(host)
+        short = want.model.residue - min(room.now, room.soon)
+        if short > 0 and room.soon < want.model.residue:
+            first = cheapest({host.key: Lack(want.model.residue - room.soon, 0)}, option.victims) or list(option.victims)
+        elif short > 0:
+            explain.evicting(draft, want.model, place_.need, place_.keys)
+            return True
+    if first:
+        _evict(draft, want, Option(place_, tuple(first), option.price))
+        explain.evicting(draft, want.model, place_.need, place_.keys)
+        return True
+    return _create(draft, want, place_, asleep)
+
+
+def best_option(draft: Draft, want: Want, places: Sequence[Place], search: Search, *, end_turns: bool) -> Option | None:
+    best: Option | None = None
+    for each in places:
+        found = _option(draft, want, each, search, end_turns=end_turns)
+        if found is not None and (best is None or found.rank < best.rank):
+            best = found
+    return best
+
+
+def _option(draft: Draft, want: Want, place_: Place, search: Search, *, end_turns: bool) -> Option | None:
+    policy = policy_of(draft.pool(want.model).policy)
+    seen = prospect(draft, want.model, place_.keys, want.purpose, end_turns=end_turns)
+    search.places.append((place_, seen))
+    lacks = lacks_of(draft, place_)
+    claims = {each.id for each in foreign_claims(draft, want.model, place_)}
+    must = [each for each in seen.victims if each.replica.id in claims]
+    if len(must) < len(claims):
+        return None
+    chosen = cheapest(lacks, seen.victims, must)
+    if chosen is None and any(each.kind is DeviceKind.HOST for each in place_.devices):
+        seen = prospect(draft, want.model, place_.keys, want.purpose, end_turns=end_turns, delete=True)
+        chosen = cheapest(lacks, seen.victims, must)
+    if chosen is None:
+        return None
+    price = policy.price([each.worth for each in chosen], place_.waits, draft.now)
+    return Option(place_, tuple(chosen), price)
+
+
+# Waiting.
+
+
+def _wait(draft: Draft, want: Want, search: Search, asleep: list[Replica]) -> None:
+    """Nothing can make way now. Choose where it will, so that nobody behind takes that room, and say what is in the way everywhere."""
+    model = want.model
+    backoffs = [each for each in model.backoff if each.until > draft.now]
+    if backoffs and not search.places:
+        explain.backing_off(draft, model, backoffs)
+        return
+    target = _target(draft, want, search)
+    then: Next | None = None
+    reason = reasons.WAITING_FOR_MEMORY
+    if target is not None and want.purpose is Purpose.WAITER:
+        place_, seen = target
+        then, reason = _await(draft, want, seen.refused)
+        draft.keep(place_.needs, place_.own)
+        if place_.own is None and not asleep:
+            _create(draft, want, place_, asleep)
+    explain.waiting(draft, model, reason, search.places, then)
+
+
+def _await(draft: Draft, want: Want, refused: Sequence[Refusal]) -> tuple[Next | None, str]:
+    """Start the turns that end for this waiter, and say when the first obstacle goes."""
+    pool = draft.pool(want.model)
+    reason = reasons.WAITING_FOR_MEMORY
+    last: Next | None = None
+    for each in refused:
+        at, what = each.until, f"{each.model} may be evicted"
+        if each.reason in OF_TURNS:
+            replica = draft.snapshot.replicas[each.replica]
+            started = turn_start(replica)
+            if started is None:
+                started = draft.turns.setdefault(replica.id, draft.now)
+            at, what = max(started + pool.turn, want.since + pool.max_wait), f"the turn of {each.model} ends"
+            reason = reasons.WAITING_FOR_TURN
+        draft.wake(at)
+        if at is not None and (last is None or at > last.at):
+            last = Next(at, what)
+    return last, reason
+
+
+def _target(draft: Draft, want: Want, search: Search) -> tuple[Place, Prospect] | None:
+    """The place that is likely to be free first: nothing lasting in the way, its own sleeping replica, the earliest end, the least to move."""
+
+    def rank(entry: tuple[Place, Prospect]) -> tuple[bool, float, float, tuple[DeviceKey, ...]]:
+        place_, seen = entry
+        ends = [each.until if each.until is not None else draft.now + draft.pool(want.model).turn for each in seen.refused if each.reason in PASSING]
+        return place_.own is None, max(ends, default=draft.now), place_.waits, place_.keys
+
+    possible = [entry for entry in search.places if _passing(draft, *entry)]
+    return min(possible, key=rank) if possible else None
+
+
+def _passing(draft: Draft, place_: Place, seen: Prospect) -> bool:
+    """Everything that is in the way goes by itself some time."""
+    lacks = lacks_of(draft, place_)
+    for key, lack in lacks.items():
+        size = lack.size - sum(each.freed.get(key, 0) for each in seen.victims)
+        models = lack.models - sum(1 for each in seen.victims if each.replica.committed.get(key, 0))
+        for each in seen.refused:
+            if each.reason in PASSING:
+                replica = draft.snapshot.replicas[each.replica]
+                size -= draft.freed(replica, key, deleted=False)
+                models -= 1 if replica.committed.get(key, 0) else 0
+        if size > 0 or models > 0:
+            return False
+    return not any(each.reason not in PASSING and draft.snapshot.replicas[each.replica].namespace_claim for each in seen.refused)
