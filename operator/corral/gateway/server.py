@@ -36,6 +36,7 @@ class GatewayProtocol(HttpToolsProtocol):
     _header_bytes = 0
     _header_timer: asyncio.TimerHandle | None = None
     _in_headers = True
+    _discarding = False
     _stalled_since: float | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -90,6 +91,9 @@ class GatewayProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._in_headers = True
+        if self._discarding:
+            self._discarding = False
+            self._stop_header_timer()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self.running = cycle
@@ -102,6 +106,11 @@ class GatewayProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         self.on_gone = None
         super().on_response_complete()
+        if not self._in_headers and not self.transport.is_closing():
+            # Answered before the body was in: the rest is read and thrown away, so that the answer is not lost to a reset, for a while.
+            self._discarding = True
+            self._stop_header_timer()
+            self._expect_headers()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -139,7 +148,8 @@ class GatewayProtocol(HttpToolsProtocol):
         if self.busy:
             self.cut()
             return
-        self.transport.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        if self._header_bytes and not self._discarding:
+            self.transport.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
         self.transport.close()
 
 

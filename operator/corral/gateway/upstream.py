@@ -103,6 +103,7 @@ class _Connection(asyncio.Protocol):
         self.headers: list[tuple[bytes, bytes]] = []
         self.headers_done = False
         self.until_close = False
+        self.keep_alive = False
         self.header_bytes = 0
         self.answer_bytes = 0
         self.chunks: list[bytes] = []
@@ -127,8 +128,7 @@ class _Connection(asyncio.Protocol):
             return
         self.last = self.loop.time()
         self.answer_bytes += len(data)
-        if not self.headers_done:
-            self.header_bytes += len(data)
+        unfinished = not self.headers_done
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -137,7 +137,8 @@ class _Connection(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             self.fail(BadAnswer("the pod wants to speak another protocol"))
             return
-        if not self.headers_done and self.header_bytes > self.max_header:
+        if unfinished and (self.header_bytes > self.max_header or (not self.headers_done and self.answer_bytes > 2 * self.max_header)):
+            self.complete = False  # even when all of it is there
             self.fail(BadAnswer(f"the pod's answer has more than {self.max_header} bytes of headers"))
             return
         if self.pending > HIGH_WATER and not self.paused and self.transport is not None and not self.complete:
@@ -179,6 +180,7 @@ class _Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.headers_done:
+            self.header_bytes += len(name) + len(value) + 4
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -201,6 +203,7 @@ class _Connection(asyncio.Protocol):
             self.headers = []
             return
         if not self.until_close:
+            self.keep_alive = bool(self.parser.should_keep_alive())  # the parser knows it only until the next byte
             self.complete = True
 
     # What Answer uses
@@ -210,7 +213,7 @@ class _Connection(asyncio.Protocol):
         self.parser = httptools.HttpResponseParser(self)
         self.complete = False
         self.error = None
-        self.last = self.loop.time()
+        self.last = self.sent = self.loop.time()
 
     async def wait(self) -> None:
         """Until something changes: more bytes, the end, or an error."""
@@ -246,7 +249,7 @@ class _Connection(asyncio.Protocol):
             and self.transport is not None
             and not self.transport.is_closing()
             and self.transport.get_write_buffer_size() == 0
-            and bool(self.parser.should_keep_alive())
+            and self.keep_alive
         )
 
     def _wake(self) -> None:
@@ -395,7 +398,7 @@ class Upstream:
                     piece = await body.piece(offset, PIECE)
                     offset += len(piece)
                     transport.write(piece)
-                    connection.last = self.loop.time()
+                    connection.sent = self.loop.time()
                     await connection.drain()
             while not connection.headers_done and connection.error is None:
                 await connection.wait()
@@ -479,7 +482,8 @@ class Upstream:
             if connection.complete or connection.paused:
                 continue
             limit = self.settings.idle_timeout if connection.headers_done else self.settings.first_byte_timeout
-            if now - connection.last > limit:
+            # Headers that come byte by byte are no more an answer than none: their limit runs from the request's last byte.
+            if now - (connection.last if connection.headers_done else connection.sent) > limit:
                 connection.fail(TimedOut("idle" if connection.headers_done else "first byte", limit))
         for target, idle in list(self._idle.items()):
             while idle and now - idle[0][0] > self.settings.pool_idle:
