@@ -1,0 +1,144 @@
+"""From custom resources to the values of the decision. Pure: an object and what is known of it go in, a value comes out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from corral.api import Effective, InvalidObjectError, ModelDeployment, ModelPool, effective, server_spec
+from corral.control.facts import Facts
+from corral.control.settings import ControlSettings
+from corral.domain import reasons
+from corral.domain.model import Blocked, Model, Pool, Toleration
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A ModelDeployment that can be read, with what is derived from its spec alone."""
+
+    raw: Mapping[str, Any]
+    parsed: ModelDeployment
+    server_spec: Mapping[str, Any]
+    estimate_key: str  # what the estimate depends on
+
+    @property
+    def key(self) -> str:
+        return self.parsed.key
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A ModelDeployment that the API would have refused."""
+
+    raw: Mapping[str, Any]
+    key: str
+    message: str
+
+
+def read_deployment(raw: Mapping[str, Any]) -> Deployment | Unreadable:
+    try:
+        parsed = ModelDeployment.parse(raw)
+    except InvalidObjectError as error:
+        return Unreadable(raw, key_of(raw), str(error))
+    secret = parsed.spec.model.secret_ref
+    # A private source's file is shared only among those who may use the same secret.
+    cache_key = digest([parsed.metadata.namespace, secret.name], 16) if secret else ""
+    told = server_spec(parsed, cache_key=cache_key)
+    return Deployment(raw, parsed, told, digest([told["model"], told["engine"], secret.name if secret else ""], 16))
+
+
+def key_of(raw: Mapping[str, Any]) -> str:
+    metadata = raw.get("metadata") or {}
+    return f"{metadata.get('namespace', '')}/{metadata.get('name', '')}"
+
+
+def digest(value: Any, length: int) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()).hexdigest()[:length]
+
+
+def revision_of(deployment: Deployment, pool: ModelPool | None, settings: ControlSettings) -> str:
+    """Six hex digits of everything that a rendered pod depends on."""
+    spec, policy = deployment.parsed.spec, effective(deployment.parsed, pool)
+    placement = spec.placement.dump()
+    placement.pop("maxDevices", None)
+    secret = spec.model.secret_ref.name if spec.model.secret_ref else ""
+    return digest([deployment.server_spec, secret, spec.pod.dump(), placement, spec.pool, policy.cache.dump(), settings.template], 6)
+
+
+def pool_of(parsed: ModelPool) -> Pool:
+    spec = parsed.spec
+    return Pool(
+        name=parsed.metadata.name,
+        max_models_per_device=spec.max_models_per_device,
+        policy=spec.eviction.policy,
+        min_residency=spec.eviction.min_residency.total_seconds(),
+        drain_timeout=spec.eviction.drain_timeout.total_seconds(),
+        max_wait=spec.fairness.max_wait.total_seconds(),
+        turn=spec.fairness.turn.total_seconds(),
+        hold_timeout=spec.hold.timeout.total_seconds(),
+        allowed_namespaces=tuple(spec.allowed.namespaces),
+        max_priority=spec.allowed.max_priority,
+        pinned_allowed=spec.allowed.pinned,
+    )
+
+
+def refused_by_pool(deployment: Deployment, pool: ModelPool | None, *, any_pool: bool) -> Blocked | None:
+    """Why the pool's rules leave this model out. Without any pool in the cluster the default one holds."""
+    name = deployment.parsed.spec.pool
+    if pool is None and (any_pool or name != "default"):
+        return Blocked(reasons.POOL_NOT_FOUND, f"spec.pool is {name}; there is no ModelPool of this name")
+    refusals = effective(deployment.parsed, pool).refusals
+    return Blocked(reasons.POOL_NOT_ALLOWED, "; ".join(refusals)) if refusals else None
+
+
+def model_of(
+    deployment: Deployment,
+    policy: Effective,
+    facts: Facts,
+    *,
+    revision: str,
+    refused: Blocked | None,
+    settings: ControlSettings,
+) -> Model:
+    spec, metadata = deployment.parsed.spec, deployment.parsed.metadata
+    return Model(
+        key=deployment.key,
+        namespace=metadata.namespace,
+        uid=metadata.uid,
+        generation=metadata.generation,
+        revision=revision,
+        pool=spec.pool,
+        priority=spec.priority,
+        pinned=spec.pinned,
+        min_replicas=spec.scaling.min_replicas,
+        max_replicas=spec.scaling.max_replicas,
+        target_in_flight=spec.scaling.target_in_flight,
+        sleep_after=policy.sleep_after.total_seconds(),
+        stop_after=policy.stop_after.total_seconds(),
+        max_devices=spec.placement.max_devices,
+        node_selector=spec.placement.node_selector,
+        tolerations=tuple(Toleration(it.key, it.operator, it.value, it.effect) for it in spec.placement.tolerations),
+        footprint=facts.footprint(settings),
+        residue=max(facts.residue, settings.residue),
+        created=created_of(deployment),
+        deleting=metadata.deletion_timestamp is not None,
+        blocked=refused or facts.domain_block(),
+        backoff=facts.backoff(),
+        queue_since=facts.queue_since,
+        queue_until=facts.queue_until,
+        load_seconds=facts.last_load.total if facts.last_load else 0.0,
+        estimating=facts.estimating,
+    )
+
+
+def created_of(deployment: Deployment) -> float:
+    created = deployment.parsed.metadata.creation_timestamp
+    return created.timestamp() if created else 0.0
+
+
+def blocked_model(key: str, generation: int, blocked: Blocked) -> Model:
+    """What cannot be read is no model to be placed; it only says why."""
+    return Model(key=key, namespace=key.partition("/")[0], generation=generation, blocked=blocked)
