@@ -64,7 +64,10 @@ class Admin:
                     {
                         "namespace": record.namespace,
                         "name": record.name,
+                        "uid": record.uid,
                         "model": record.model,
+                        "inferencePort": record.inference_port,
+                        "controlPort": record.control_port,
                         "running": record.running,
                         "restarts": record.restarts,
                         "message": record.message,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from corral.api.types import MI
 from corral.control.loop import Controller
 from corral.control.settings import ControlSettings
 from corral.gateway.app import create_app
@@ -33,6 +34,9 @@ from corral.local.rundir import RunDir, cache_root, default_run_dir
 from corral.local.statuses import LocalStatuses
 from corral.local.world import World
 from corral.tokens import TokenSigner, load_or_create_key
+
+CONTROL = ControlSettings(residue=72 * MI, delete_grace=10.0)
+"""Here a sleeping server shares its libraries' pages with its siblings, so it is counted with less than a pod of its own image is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,7 @@ class _Instance:
         settings = PodSettings(run_dir, files, signer.public_key_text(), found.gpu_variable)
         self._pods = LocalPods(settings, self._leadership, warden, Estimates(run_dir.estimates, files))
         statuses = LocalStatuses(self._registry, self._events, self._leadership)
-        self._controller = Controller(self._pods, statuses, self._leadership, signer, settings=ControlSettings())
+        self._controller = Controller(self._pods, statuses, self._leadership, signer, settings=CONTROL)
         directory = MemoryDirectory()
         gateway = create_app(
             directory,
