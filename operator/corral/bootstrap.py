@@ -137,7 +137,7 @@ class _Operator:
         pods = ServerPods(self._client, sink)
         gates = gates_of(sink, pools)
         self._reflectors = (pods.reflector, book.reflector, book.foreign.reflector)
-        self.health.registry = controller.metrics.registry
+        self.health.registry = controller.metrics
 
         async def read_resources() -> None:
             for gate, source in zip(gates, ("pools", "models", "reports"), strict=True):
