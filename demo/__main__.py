@@ -25,7 +25,7 @@ SENTENCES = ("A cat sleeps on the sofa.", "A kitten naps on the couch.", "The st
 TOUR = (
     ("smollm2", "Write one sentence about the sea."),
     ("gemma", "The three most visited cities of Italy are"),
-    ("smollm2", "What is the capital of France?"),
+    ("smollm2", "What do bees make?"),
     ("minilm", "Which of these two is closer to 'A cat sleeps on the sofa.'?"),
     ("gemma", "Once upon a time there was a horse that"),
 )
@@ -127,8 +127,8 @@ def tour(client: LocalClient, timeline: Timeline, models: list[dict[str, Any]]) 
     timeline.heading("What happens when each of them is asked")
     events, answers, problems = Events(client), [], []
     events.take()
-    timeline.began = time.time()
     openai_client = openai.OpenAI(base_url=f"{client.endpoint}/v1", api_key="unused", max_retries=0)
+    timeline.began = time.time()
     for model, question in TOUR:
         timeline.question(time.time(), model, question)
         answer = ask(openai_client, model, question)

@@ -32,6 +32,9 @@ def manifests(sources: Mapping[str, str], *, keep: bool = False) -> Path:
     """The folder with the manifests. `keep`: leave files that are there as they are, for whoever has edited them."""
     folder = WORK / "models"
     folder.mkdir(parents=True, exist_ok=True)
+    if not keep:
+        for former in folder.glob("*.yaml"):
+            former.unlink()
     for template in sorted((HOME / "manifests").glob("*.yaml")):
         target = folder / template.name
         if not (keep and target.exists()):

@@ -18,11 +18,13 @@ from corral.api.types import format_rounded, parse_quantity
 
 COLOURS = ("cyan", "green", "magenta")
 WORDS = {
-    "Created": "gets a server process (asleep)",
+    "Created": "gets a server process, which starts asleep",
     "Loaded": "is in memory",
     "Evicted": "gives way",
     "LoadFailed": "could not be loaded",
 }
+QUIET = ("Created", "Loaded")
+"""Events whose message adds nothing here but the name of a process."""
 BAR = 44
 
 
@@ -65,7 +67,9 @@ class Timeline:
         model = str(event["object"]).rpartition("/")[2]
         reason = str(event["reason"])
         style = "yellow" if reason == "Evicted" else "red" if event["warning"] else ""
-        told = Text.assemble(self._name(model), " ", (WORDS.get(reason, reason), style), ("  " + str(event["message"]), "dim"))
+        told = Text.assemble(self._name(model), " ", (WORDS.get(reason, reason), style))
+        if reason not in QUIET:
+            told.append(f": {event['message']}", style="dim")
         self._row(float(event["at"]), "corral", told)
 
     def answer(self, answer: Answer) -> None:

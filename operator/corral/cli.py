@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 if TYPE_CHECKING:
-    from corral.local.devices import Inventory
+    from corral.domain.model import Device
     from corral.local.events import Event
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Many models, few GPUs, one endpoint.")
@@ -28,7 +29,7 @@ KubeconfigOption = Annotated[str, typer.Option(help="A kubeconfig file: ask its 
 
 
 @app.command()
-def up(  # noqa: PLR0917 - options, given by name
+def up(
     files: Annotated[list[Path], typer.Option("-f", "--filename", help="A folder of manifests, or one file; watched. May be given several times.")],
     device: Annotated[
         list[str] | None, typer.Option(help="A device and its memory, such as gpu0=8Gi or host=16Gi. May be given several times.")
@@ -66,7 +67,7 @@ def get(namespace: NamespaceOption = "", kubeconfig: KubeconfigOption = "", run_
         err.print("there are no ModelDeployments" + (f" in namespace {namespace}" if namespace else ""))
         return
     several = len({model["metadata"].get("namespace", "") for model in models}) > 1
-    out.print(show.models_table(models, time.time(), namespaces=several), crop=False, overflow="ignore", no_wrap=True)
+    _print(show.models_table(models, time.time(), namespaces=several))
 
 
 @app.command()
@@ -94,9 +95,9 @@ def top(kubeconfig: KubeconfigOption = "", run_dir: RunDirOption = None) -> None
     from corral import show  # noqa: PLC0415
 
     objects = _objects(run_dir, kubeconfig)
-    for table in (show.devices_table(objects["pools"]), show.replicas_table(objects["models"], time.time())):
-        out.print(table, crop=False, overflow="ignore", no_wrap=True)
-        out.print()
+    _print(show.devices_table(objects["pools"]))
+    out.print()
+    _print(show.replicas_table(objects["models"], time.time()))
 
 
 @app.command()
@@ -154,6 +155,11 @@ def _objects(run_dir: Path | None, kubeconfig: str) -> Mapping[str, Any]:
         _fail(f"no corral up runs here, and the cluster cannot be asked: {error}")
 
 
+def _print(lines: Iterable[Text]) -> None:
+    for line in lines:
+        out.print(line, crop=False, overflow="ignore", no_wrap=True, soft_wrap=True)
+
+
 def _in(models: Sequence[Mapping[str, Any]], namespace: str) -> list[Mapping[str, Any]]:
     return [model for model in models if not namespace or model["metadata"].get("namespace") == namespace]
 
@@ -181,13 +187,13 @@ def _teller(quiet: bool) -> Any:
 
 
 def _starter(quiet: bool) -> Any:
-    def started(endpoint: str, found: Inventory, models: Sequence[str]) -> None:
+    def started(endpoint: str, devices: Sequence[Device], how: str, models: Sequence[str]) -> None:
         from corral.api.types import format_rounded  # noqa: PLC0415
 
         if quiet:
             return
-        devices = ", ".join(f"{arena.id} {format_rounded(arena.capacity)}" for arena in found.arenas)
-        out.print(f"devices: {devices} ({found.how})", markup=False)
+        told = ", ".join(f"{device.key.id} {format_rounded(device.capacity)}, {format_rounded(device.margin)} left free" for device in devices)
+        out.print(f"devices: {told} ({how})", markup=False)
         out.print(f"models:  {', '.join(models) or 'none yet; put a manifest into the folder'}", markup=False)
         out.print(f"serving: {endpoint}/v1   (Ctrl-C ends it)", markup=False)
         if models:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from corral.domain import reasons
@@ -48,15 +47,18 @@ def state_of(model: Object) -> str:
     return str(condition(model, "Loaded").get("reason", NONE))
 
 
-def models_table(models: Sequence[Object], now: float, *, namespaces: bool) -> Table:
+Cell = str | Text
+
+
+def models_table(models: Sequence[Object], now: float, *, namespaces: bool) -> Iterator[Text]:
     """The columns of `kubectl get md`."""
     names = ["NAME", "READY", "STATE", "REPLICAS", "LOADED", "NODE", "MEMORY", "LASTUSED", "AGE"]
-    table = _table(["NAMESPACE", *names] if namespaces else names)
+    rows: list[list[Cell]] = [["NAMESPACE", *names] if namespaces else list(names)]
     for model in models:
         status, metadata = _status(model), model["metadata"]
         state = state_of(model)
         nodes = sorted({placed.get("node", "") for placed in status.get("placements") or []} - {""})
-        row: list[str | Text] = [
+        row: list[Cell] = [
             metadata["name"],
             str(condition(model, "Ready").get("status", "Unknown")),
             Text(state, style=COLOURS.get(state, NONE)),
@@ -67,8 +69,8 @@ def models_table(models: Sequence[Object], now: float, *, namespaces: bool) -> T
             _since(status.get("lastUsed"), now),
             _since(metadata.get("creationTimestamp"), now),
         ]
-        table.add_row(*([metadata.get("namespace", NONE), *row] if namespaces else row))
-    return table
+        rows.append([metadata.get("namespace", NONE), *row] if namespaces else row)
+    return _aligned(rows)
 
 
 def explanation(model: Object, now: float) -> Iterator[str]:
@@ -81,17 +83,16 @@ def explanation(model: Object, now: float) -> Iterator[str]:
             yield f"  {kind}={found.get('status')} ({found.get('reason')}), {_since(found.get('lastTransitionTime'), now)} ago: {found['message']}"
     yield from _memory(status)
     for placed in status.get("placements") or []:
-        devices = ", ".join(placed.get("devices", []))
-        yield f"  replica {placed['replica']} on {placed.get('node', '?')} ({devices}): {placed['state']}, for {_since(placed.get('since'), now)}"
+        yield f"  replica {placed['replica']} on {_place(placed)}: {placed['state']}, for {_since(placed.get('since'), now)}"
     told = status.get("explanation") or {}
-    if told:
+    if told.get("candidates"):
         yield from _arithmetic(told, now)
     load = status.get("lastLoad") or {}
     if load:
         phases = ", ".join(f"{name} {value}" for name, value in load.items() if name != "total")
         yield f"  its last load took {load.get('total')}{f' ({phases})' if phases else ''}"
     if status.get("evictions"):
-        yield f"  it gave way to other models {status['evictions']} times"
+        yield f"  evictions: {status['evictions']}"
     for backoff in status.get("backoff") or []:
         where = f"on {backoff['node']} " if backoff.get("node") else ""
         tries = f"{backoff.get('failures')} failures ({backoff.get('reason')})"
@@ -113,8 +114,7 @@ def _arithmetic(told: Object, now: float) -> Iterator[str]:
     if told.get("need"):
         yield f"  needs {told['need']}:"
     for found in told.get("candidates") or []:
-        devices = ", ".join(found.get("devices") or [])
-        line = f"    {found.get('node', '?')} ({devices}): {found.get('capacity', '?')} less {found.get('margin', '0')} margin"
+        line = f"    {_place(found)}: {found.get('capacity', '?')} less {found.get('margin', '0')} margin"
         line += f", free {found.get('free', '?')}"
         if found.get("need"):
             line += f", needed {found['need']}"
@@ -132,32 +132,33 @@ def _arithmetic(told: Object, now: float) -> Iterator[str]:
         yield f"  next: {following.get('what', '')}{at}"
 
 
-def devices_table(pools: Sequence[Object]) -> Table:
-    table = _table(["POOL", "NODE", "DEVICE", "CAPACITY", "COMMITTED", "FREE", "MODELS"])
+def devices_table(pools: Sequence[Object]) -> Iterator[Text]:
+    rows: list[list[Cell]] = [["POOL", "NODE", "DEVICE", "CAPACITY", "COMMITTED", "FREE", "MODELS"]]
     for pool in pools:
         for device in _status(pool).get("devices") or []:
-            table.add_row(
-                pool["metadata"]["name"], *(str(device.get(name, NONE)) for name in ("node", "id", "capacity", "committed", "free", "models"))
-            )
-    return table
+            told = (str(device.get(name, NONE)) for name in ("node", "id", "capacity", "committed", "free", "models"))
+            rows.append([pool["metadata"]["name"], *told])
+    return _aligned(rows)
 
 
-def replicas_table(models: Sequence[Object], now: float) -> Table:
-    table = _table(["MODEL", "REPLICA", "NODE", "DEVICES", "STATE", "FOR", "MEMORY", "LASTUSED"])
+def replicas_table(models: Sequence[Object], now: float) -> Iterator[Text]:
+    rows: list[list[Cell]] = [["MODEL", "REPLICA", "NODE", "DEVICES", "STATE", "FOR", "MEMORY", "LASTUSED"]]
     for model in models:
         status = _status(model)
-        for placed in status.get("placements") or []:
-            table.add_row(
+        rows += [
+            [
                 model["metadata"]["name"],
                 placed["replica"],
                 placed.get("node", NONE),
-                ",".join(placed.get("devices", [])),
+                ",".join(placed.get("devices") or []),
                 Text(placed["state"], style=COLOURS.get(placed["state"], NONE)),
                 _since(placed.get("since"), now),
                 str((status.get("memory") or {}).get("required", NONE)),
                 _since(status.get("lastUsed"), now),
-            )
-    return table
+            ]
+            for placed in status.get("placements") or []
+        ]
+    return _aligned(rows)
 
 
 def find_model(models: Sequence[Object], name: str) -> Object | None:
@@ -169,16 +170,27 @@ def find_model(models: Sequence[Object], name: str) -> Object | None:
     return next((model for model in models if name in (_status(model).get("servedNames") or [])), None)
 
 
+def _place(found: Object) -> str:
+    """The node, and its devices where they have names."""
+    devices = ", ".join(found.get("devices") or [])
+    return f"{found.get('node', '?')} ({devices})" if devices else str(found.get("node", "?"))
+
+
 def _status(obj: Object) -> Object:
     found = obj.get("status")
     return found if isinstance(found, Mapping) else {}
 
 
-def _table(columns: Sequence[str]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(column, no_wrap=True)
-    return table
+def _aligned(rows: Sequence[Sequence[Cell]]) -> Iterator[Text]:
+    """Columns as kubectl sets them, never cut: whoever pipes them wants them whole. The first row is the heading."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for number, row in enumerate(rows):
+        line = Text(style="bold" if number == 0 else NONE)
+        for width, cell in zip(widths, row, strict=True):
+            line.append(cell) if isinstance(cell, str) else line.append_text(cell)
+            line.append(" " * (width - len(cell) + 3))
+        line.rstrip()
+        yield line
 
 
 def _seconds(text: str) -> float:

@@ -58,8 +58,8 @@ class Admin:
     async def _state(self, _request: web.Request) -> web.Response:
         return web.json_response(
             {
-                "models": list(self._registry.of_kind("ModelDeployment")),
-                "pools": list(self._registry.of_kind("ModelPool")),
+                "models": sorted(self._registry.of_kind("ModelDeployment"), key=_name),
+                "pools": sorted(self._registry.of_kind("ModelPool"), key=_name),
                 "pods": [
                     {
                         "namespace": record.namespace,
@@ -90,3 +90,7 @@ class Admin:
 
     async def _plan(self, _request: web.Request) -> web.Response:
         return web.json_response(self._plan_view(), dumps=lambda value: json.dumps(value, default=str))
+
+
+def _name(obj: Mapping[str, Any]) -> tuple[str, str]:
+    return obj["metadata"].get("namespace", ""), obj["metadata"]["name"]

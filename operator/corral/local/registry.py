@@ -32,7 +32,8 @@ class Registry:
         return self._objects.get(key)
 
     def of_kind(self, kind: str) -> Iterator[Mapping[str, Any]]:
-        return (obj for key, obj in sorted(self._objects.items(), key=lambda entry: str(entry[0])) if key.kind == kind)
+        """In the order in which they came: that of the files, and of the documents in them."""
+        return (obj for key, obj in self._objects.items() if key.kind == kind)
 
     def apply(self, manifest: Manifest) -> bool:
         """Add the object, or change its spec and metadata; whether anything changed."""

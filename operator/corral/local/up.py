@@ -16,6 +16,7 @@ from pathlib import Path
 from corral.api.types import MI
 from corral.control.loop import Controller
 from corral.control.settings import ControlSettings
+from corral.domain.model import Device
 from corral.gateway.app import create_app
 from corral.gateway.directory import MemoryDirectory
 from corral.gateway.server import GatewayServer
@@ -58,8 +59,8 @@ class Console:
     say: Callable[[str, str], None]
     """A level (`error`, `note`) and a text."""
     event: Callable[[Event], None]
-    started: Callable[[str, Inventory, Sequence[str]], None]
-    """The endpoint, the devices, and the names of the models."""
+    started: Callable[[str, Sequence[Device], str, Sequence[str]], None]
+    """The endpoint, the devices, how they are known, and the names of the models."""
 
 
 async def run(options: UpOptions, console: Console) -> None:
@@ -100,7 +101,6 @@ class _Instance:
         self._options = options
         self._console = console
         self._run_dir = run_dir
-        self._found = found
         files = options.cache / "files"
         files.mkdir(parents=True, exist_ok=True)
         signer = TokenSigner(load_or_create_key(run_dir.key))
@@ -140,7 +140,8 @@ class _Instance:
             await self._server.start()
             endpoint = f"http://{self._options.host}:{self._server.port}"
             await self._admin.start(self._run_dir, {"endpoint": endpoint, "metrics": f"http://127.0.0.1:{self._server.admin_port}/metrics"})
-            self._console.started(endpoint, self._found, [obj["metadata"]["name"] for obj in self._registry.of_kind("ModelDeployment")])
+            names = [obj["metadata"]["name"] for obj in self._registry.of_kind("ModelDeployment")]
+            self._console.started(endpoint, self._world.devices, self._world.how, names)
             tasks = [
                 asyncio.create_task(self._controller.run(halt), name="control loop"),
                 asyncio.create_task(self._folder.watch(stop), name="folder"),

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from corral.api.modelpool import ModelPool
+from corral.domain.model import Device
 from corral.gateway.directory import MemoryDirectory
 from corral.gateway.ports import ReplicaView
 from corral.kube.ports import PodRecord, Sink
@@ -45,6 +46,9 @@ class World:
         self._said: set[str] = set()
         self._pool: Mapping[str, Any] | None = None
         self._uids: dict[Key, str] = {}
+        self.devices: list[Device] = []
+        self.how = inventory.how
+        """Where the devices' sizes come from, for people."""
 
     def start(self) -> None:
         """Hand in what the registry holds, and every change from now on. The folder has been scanned once."""
@@ -111,8 +115,11 @@ class World:
         self._sink.put_pool(chosen)
         if before is not None and (before["metadata"]["name"], before["spec"]) == (name, chosen["spec"]):
             return
-        node, devices = node_and_devices(self._inventory, ModelPool.parse(chosen), self._named)
-        self._sink.put_node(node, devices)
+        parsed = ModelPool.parse(chosen)
+        node, self.devices = node_and_devices(self._inventory, parsed, self._named)
+        limited = not self._named and parsed.spec.devices.host_memory.capacity is not None
+        self.how = f"hostMemory.capacity of pool {name}" if limited else self._inventory.how
+        self._sink.put_node(node, self.devices)
         for obj in list(self._registry.of_kind("ModelDeployment")) if before is not None else []:
             self._object(Key("ModelDeployment", obj["metadata"]["namespace"], obj["metadata"]["name"]), obj)
 
