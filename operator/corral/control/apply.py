@@ -89,7 +89,7 @@ class Applier:
 
     async def _create(self, action: Create, request: Any, key: str) -> None:
         await create(self._shell, request, key)
-        self._recorder.model(action.model, "Created", f"replica {key} on {', '.join(map(str, action.devices))}: {action.message}")
+        self._recorder.model(action.model, "Created", f"replica {key} on {', '.join(map(str, action.devices))}: {action.message}", deed=True)
 
     async def _load(self, action: Load) -> None:
         await load(self._shell, action)
@@ -102,11 +102,11 @@ class Applier:
         if facts is not None and action.evicting_for:
             facts.evictions += 1
             self._shell.store.touch_model(action.model)
-        self._recorder.model(action.model, action.reason, action.message)
+        self._recorder.model(action.model, action.reason, action.message, deed=True)
 
     async def _delete(self, action: Delete) -> None:
         await delete(self._shell, action)
-        self._recorder.model(action.model, action.reason, action.message)
+        self._recorder.model(action.model, action.reason, action.message, deed=True)
 
     def retry_estimates(self, now: float) -> None:
         """A source that failed and may be there now is asked again; until it answers, the model stays blocked with the reason that it had."""

@@ -227,7 +227,7 @@ class Controller:
         for it in happened:
             if isinstance(it, LoadDone):
                 self._metrics.loaded(it.seconds, waited=it.waited, estimated=it.estimated, measured=it.measured)
-                self._recorder.model(it.model, reasons.LOADED, f"{it.pod} is loaded on {it.node}")
+                self._recorder.model(it.model, reasons.LOADED, f"{it.pod} is loaded on {it.node}, after {it.seconds:.1f} s", deed=True)
             else:
                 self._metrics.failure(it.reason)
                 self._recorder.model(it.model, it.reason, f"{it.pod} on {it.node}: {it.message}", warning=True)

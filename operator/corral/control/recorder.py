@@ -1,4 +1,4 @@
-"""Kubernetes events, told once: the same words about the same object are not repeated for a while, and a burst never holds up the loop.
+"""Kubernetes events: the same words about the same state are not repeated for a while, what was done is told each time; a burst never holds up the loop.
 
 Events are for people; nothing reads them back, and losing one loses nothing.
 """
@@ -30,18 +30,18 @@ class Recorder:
         self._queue: asyncio.Queue[tuple[Mapping[str, Any], bool, str, str]] = asyncio.Queue(QUEUED)
         self.dropped = 0
 
-    def model(self, key: str, reason: str, message: str, *, warning: bool = False) -> None:
-        """An event about a ModelDeployment, if it still exists."""
+    def model(self, key: str, reason: str, message: str, *, warning: bool = False, deed: bool = False) -> None:
+        """An event about a ModelDeployment, if it still exists. `deed`: something that was done, and is told each time it is done."""
         found = self._store.deployments.get(key)
         if found is not None:
-            self.tell(found.raw, reason, message, warning=warning)
+            self.tell(found.raw, reason, message, warning=warning, deed=deed)
 
-    def tell(self, regarding: Mapping[str, Any], reason: str, message: str, *, warning: bool = False) -> None:
+    def tell(self, regarding: Mapping[str, Any], reason: str, message: str, *, warning: bool = False, deed: bool = False) -> None:
         metadata = regarding.get("metadata") or {}
         message = message[:MESSAGE_LIMIT]
         told = (str(metadata.get("uid") or metadata.get("name")), reason, message)
         now = self._clock()
-        if now < self._told.get(told, 0.0) + REPEAT_AFTER:
+        if not deed and now < self._told.get(told, 0.0) + REPEAT_AFTER:
             return
         if len(self._told) >= REMEMBERED:
             self._told = {key: at for key, at in self._told.items() if now < at + REPEAT_AFTER}
