@@ -55,7 +55,6 @@ capabilities: {drop: [ALL]}
 {{/* What both processes are told. */}}
 {{- define "corral.env" -}}
 - {name: CORRAL_LOG_LEVEL, value: {{ .Values.logLevel | quote }}}
-- {name: CORRAL_ADMIN_PORT, value: "8081"}
 - name: CORRAL_NAMESPACE
   valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
 - name: CORRAL_POD_NAME
