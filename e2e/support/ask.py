@@ -11,7 +11,10 @@ from e2e.support.world import World
 
 
 def client(world: World, *, base: str = "", **options: Any) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{base or world.gateway}/v1", api_key="none", timeout=options.pop("timeout", 180), **options)
+    headers = {} if base else {"Host": world.host}
+    return openai.OpenAI(
+        base_url=f"{base or world.gateway}/v1", api_key="none", timeout=options.pop("timeout", 180), default_headers=headers, **options
+    )
 
 
 def ask(world: World, model: str, text: str = "Who are you?", *, base: str = "", **options: Any) -> str:

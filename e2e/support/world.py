@@ -50,7 +50,8 @@ def pool(capacity: str, margin: str, **spec: Any) -> dict[str, Any]:
 @dataclass
 class World:
     kubectl: Kubectl
-    gateway: str  # http://address:port of the gateway's Service
+    gateway: str  # http://address:port of the Ingress controller
+    host: str  # the host name that the chart's Ingress answers to
     nodes: list[str]
     sources: dict[str, str] = field(default_factory=dict)  # what the hub serves: short name -> source
 

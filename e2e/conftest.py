@@ -1,0 +1,116 @@
+"""The cluster, the images, the chart and the hub, brought up once per run and taken away by whoever called `make e2e`.
+
+`CORRAL_E2E_KEEP=1` leaves the release in place, which makes the next run quick.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e.support import install
+from e2e.support.kubectl import Kubectl, conditions
+from e2e.support.ledger import Witness, quantity
+from e2e.support.world import MODELS, SYSTEM, World
+
+ROOT = Path(__file__).resolve().parents[1]
+CAPACITY, MARGIN = "900Mi", "64Mi"
+SCENARIOS = {"test_main_job", "test_memory", "test_gitops", "test_bad_input", "test_kill", "test_ingress", "test_explain", "test_load"}
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[dict[str, str]]:
+    """The cluster's description (`env.json`), with its tools first in PATH."""
+    subprocess.run([ROOT / "e2e" / "cluster" / "up"], check=True, stdout=subprocess.DEVNULL)
+    state = Path(os.environ.get("CORRAL_E2E_STATE") or "/tmp/corral-e2e")
+    env: dict[str, str] = json.loads((state / "env.json").read_text())
+    before = os.environ["PATH"]
+    os.environ["PATH"] = f"{env['CORRAL_E2E_TOOLS']}:{before}"
+    os.environ["KUBECONFIG"] = env["KUBECONFIG"]
+    yield env
+    os.environ["PATH"] = before
+
+
+@pytest.fixture(scope="session")
+def local_cluster(cluster: dict[str, str]) -> None:
+    """For tests that signal the pods' processes: they must run on this machine."""
+    if cluster["CORRAL_E2E_MODE"] != "nodes":
+        pytest.skip("the pods' processes are not on this machine")
+
+
+@pytest.fixture(scope="session")
+def kubectl(cluster: dict[str, str]) -> Kubectl:
+    return Kubectl(cluster["KUBECONFIG"], shutil.which("kubectl") or "kubectl")
+
+
+@pytest.fixture(scope="session")
+def whole_world(cluster: dict[str, str], kubectl: Kubectl) -> Iterator[World]:
+    if cluster["CORRAL_E2E_MODE"] != "given":
+        install.images(ROOT, cluster)
+    ingress = cluster.get("CORRAL_E2E_INGRESS", "")
+    nodes = cluster["CORRAL_E2E_NODES"].split()
+    world = World(kubectl, gateway=f"http://{ingress}", host=install.INGRESS_HOST, nodes=nodes)
+    install.namespaces(kubectl)
+    world.sources = install.hub(kubectl, cluster)
+    install.cache_volume(kubectl, cluster)
+    install.chart(ROOT, kubectl, cluster, CAPACITY, MARGIN)
+    install.wait_for_gateway(world)
+    yield world
+    if not os.environ.get("CORRAL_E2E_KEEP"):
+        world.remove_models()
+        install.uninstall(kubectl)
+
+
+@pytest.fixture(scope="session")
+def witness(whole_world: World) -> Iterator[Witness]:
+    limit = quantity(CAPACITY) - quantity(MARGIN)
+    found = Witness(whole_world.kubectl, dict.fromkeys(whole_world.nodes, limit))
+    found.start()
+    yield found
+    found.stop()
+    found.assert_clean()
+
+
+@pytest.fixture
+def world(whole_world: World, witness: Witness, request: pytest.FixtureRequest) -> Iterator[World]:
+    """The world with no model in it; the witness looks on."""
+    assert witness is not None
+    whole_world.remove_models()
+    yield whole_world
+    outcome = getattr(request.node, "outcome", None)
+    if outcome is not None and outcome.failed:
+        _tell(whole_world)
+
+
+@pytest.fixture
+def front_doors(whole_world: World, cluster: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """Per way in: the address to connect to, and the host name that it answers to."""
+    assert whole_world.gateway
+    address = f"http://{cluster['CORRAL_E2E_INGRESS']}"
+    return {"ingress": (address, install.INGRESS_HOST), "route": (address, install.ROUTE_HOST)}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Any:
+    report = yield
+    if report.when == "call":
+        item.outcome = report  # type: ignore[attr-defined]
+    return report
+
+
+def _tell(world: World) -> None:
+    """What a person would look at first."""
+    for md in world.kubectl.list("md", MODELS):
+        print(f"\n== {md['metadata']['name']}")
+        for kind, condition in conditions(md).items():
+            print(f"   {kind}={condition['status']} {condition['reason']}: {condition.get('message', '')}")
+    print(world.kubectl.run("get", "pods", "-A", "-o", "wide", check=False))
+    print(world.kubectl.run("get", "events", "-n", MODELS, "--sort-by=.lastTimestamp", check=False)[-6000:])
+    print(world.kubectl.logs(SYSTEM, "app.kubernetes.io/component=operator", 80)[-8000:])
+    print(world.kubectl.logs(MODELS, "app.kubernetes.io/component=server", 25)[-6000:])
