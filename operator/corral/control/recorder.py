@@ -1,4 +1,4 @@
-"""Kubernetes events: the same words about the same state are not repeated for a while, what was done is told each time; a burst never holds up the loop.
+"""Kubernetes events: a state is told once for a while, a deed each time it is done, and a burst never holds up the loop.
 
 Events are for people; nothing reads them back, and losing one loses nothing.
 """
