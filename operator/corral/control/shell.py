@@ -118,8 +118,8 @@ class Shell:
         return False
 
     def asleep(self, key: str) -> None:
-        """`sleep` was answered: what the next poll will say is believed already."""
-        self._believe(key, lambda it: replace(it, state=ReplicaState.SLEEPING, admitting=False, in_flight=0))
+        """`sleep` was answered: what the next poll will say is believed already. One that still downloads (it has started anew) goes on with that."""
+        self._believe(key, lambda it: replace(it, state=ReplicaState.SLEEPING, admitting=False, in_flight=0) if it.resident else it)
 
     def draining(self, key: str) -> None:
         self._believe(key, lambda it: replace(it, state=ReplicaState.DRAINING, admitting=False) if it.state is ReplicaState.LOADED else it)
