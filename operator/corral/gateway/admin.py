@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 TEXT = b"text/plain; charset=utf-8"
+_METRICS = b"text/plain; version=0.0.4; charset=utf-8"
 
 
 class Admin:
@@ -32,4 +33,6 @@ class Admin:
             if self._gateway.ready:
                 return 200, TEXT, b"ok\n"
             return 503, TEXT, b"stopping\n" if self._gateway.stopping else b"the list of models is not read yet\n"
+        if path == "/metrics":
+            return 200, _METRICS, self._gateway.metrics_page()
         return 404, TEXT, b"not found\n"

@@ -36,6 +36,8 @@ class Driver:
         self._unsubscribe: Callable[[], None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = False
+        self.reports_stored = 0
+        self.reports_failed = 0
         self.listeners: list[Callable[[str], None]] = []
         """Told the key of every model that changed: the event streams of the router API."""
 
@@ -178,7 +180,9 @@ class Driver:
     async def _publish(self, report: Report) -> None:
         try:
             await self._sink.publish(report)
+            self.reports_stored += 1
         except Exception:
+            self.reports_failed += 1
             log.exception("report %d was not stored; what is true then goes out in a second", report.sequence)
             self.machine.report_lost(report, self.now())
         self._publishing = None

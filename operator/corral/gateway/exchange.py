@@ -12,10 +12,12 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from corral.gateway import bodies, errors
+from corral.gateway import bodies, errors, usage
 from corral.gateway.bodies import Asked, ClientGone, KeptBody
 from corral.gateway.effects import Arrival, Grant, Reject, Rejection
 from corral.gateway.errors import Refused, refuse
+from corral.gateway.keys import ApiKey
+from corral.gateway.limits import Admission
 from corral.gateway.refusals import not_found
 from corral.gateway.routes import Carries, Proxied
 from corral.gateway.upstream import Answer, ConnectFailed, NoAnswer, Sending, TimedOut, UpstreamError
@@ -42,7 +44,7 @@ _NOT_FORWARDED = _HOP_BY_HOP | {
     b"x-request-id",
     b"proxy-authorization",
 }
-_NOT_RETURNED = _HOP_BY_HOP | {b"x-request-id", b"server", b"date", b"x-corral-draining"}
+_NOT_RETURNED = _HOP_BY_HOP | {b"x-request-id", b"server", b"date", b"x-corral-draining", b"x-corral-usage"}
 _STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 _EVENT_STREAM = b"text/event-stream"
 _PEEK_MAX = 1 << 20
@@ -58,7 +60,9 @@ class Exchange:
     """See the module's docstring. One object per request; `run` once."""
 
     __slots__ = (
+        "admission",
         "answer",
+        "api_key",
         "arrived",
         "asked",
         "body",
@@ -66,6 +70,7 @@ class Exchange:
         "gateway",
         "gone",
         "grant",
+        "granted_at",
         "headers",
         "id",
         "key",
@@ -77,6 +82,7 @@ class Exchange:
         "sending",
         "served",
         "status",
+        "used",
         "waited",
         "waiter",
         "was_resident",
@@ -92,10 +98,15 @@ class Exchange:
         self.id = gateway.next_id()
         self.request_id = request_id_of(self.headers)
         self.arrived = gateway.driver.now()
+        self.api_key: ApiKey | None = None
+        self.admission: Admission | None = None
+        self.used: int | None = None
+        """Tokens, as far as the pod told."""
         self.body: KeptBody | None = None
         self.asked: Asked | None = None
         self.key = ""
         self.grant: Grant | None = None
+        self.granted_at = 0.0
         self.answer: Answer | None = None
         self.sending: Sending | None = None
         self.waiter: asyncio.Future[Any] | None = None
@@ -129,12 +140,15 @@ class Exchange:
         """Give back everything that is held. Safe to call at any point, once."""
         if self.sending is not None and (self.answer is None or not self.served):
             self.sending.abort()
+        if self.admission is not None:
+            self.gateway.access.end(self.admission, self.used)
         if self.body is not None:
             self.body.close()
             self.gateway.held_in_memory.discard(self)
 
     async def _run(self) -> None:
         gateway = self.gateway
+        self.api_key = key = gateway.access.authenticate(self.headers)
         await self._read()
         assert self.asked is not None  # noqa: S101 - _read sets it or raises
         route = gateway.machine.resolve(self.asked.model)
@@ -143,21 +157,45 @@ class Exchange:
                 raise refuse(503, "not_ready", "this gateway has not read the list of models yet", retry_after=1)
             raise Refused(not_found(self.asked.model))
         self.key = route.key
+        if key is not None:
+            self._admit(key, route.asked)
         size = 0
         affinity = 0
         if self.body is not None:
             size = self.body.size
             if self.body.in_memory is not None and gateway.machine.replicas_of(route.key) > 1:
                 affinity = bodies.affinity_of(self.body.in_memory)
-        autoload = b"autoload=" not in self.scope["query_string"] or bodies.wants_autoload(self.scope["query_string"])
-        outcome = gateway.driver.arrive(Arrival(self.id, route.key, size, affinity, autoload))
+        query: bytes = self.scope["query_string"]
+        autoload = b"autoload=" not in query or bodies.wants_autoload(query)
+        if key is None:
+            arrival = Arrival(self.id, route.key, size, affinity, autoload)
+        else:
+            arrival = Arrival(self.id, route.key, size, affinity, autoload, key.may("wake"), key.id, key.waiting_share)
+        outcome = gateway.driver.arrive(arrival)
+        gateway.arrived(self, resident=isinstance(outcome, Grant))
         while True:
             grant = outcome if isinstance(outcome, Grant) else await self._settle(outcome)
             self.grant = grant
+            self.granted_at = gateway.driver.now()
             outcome_or_none = await self._forward(grant, route.asked, route.adapter)
             if outcome_or_none is None:
                 return
             outcome = outcome_or_none
+
+    def _admit(self, key: ApiKey, asked: str) -> None:
+        access = self.gateway.access
+        access.need(key, "infer")
+        view = self.gateway.machine.view(self.key)
+        if view is not None:
+            access.need_model(key, view, asked)
+        tokens = 0
+        if key.tokens_per_minute is not None and self.body is not None:
+            tokens = usage.estimate(self.body.in_memory, self.body.size)
+        self.admission = access.admit(key, tokens, self.gateway.driver.now())
+
+    @property
+    def _counts_tokens(self) -> bool:
+        return self.admission is not None and self.admission.key.tokens_per_minute is not None
 
     async def _read(self) -> None:
         carries = self.route.carries
@@ -234,6 +272,7 @@ class Exchange:
         replica = grant.replica
         self.sending = sending = Sending()
         head = self._head(grant, asked, adapter)
+        gateway.sending(self)
         try:
             answer = await gateway.upstream.send((replica.host, replica.inference_port), head, self.body, sending)
         except ConnectFailed:
@@ -283,6 +322,8 @@ class Exchange:
         ]
         if adapter:
             lines.append(b"x-corral-adapter: " + _header_text(adapter))
+        if self._counts_tokens:
+            lines.append(b"x-corral-usage: 1")
         if self.body is not None:
             lines.append(b"content-length: %d" % self.body.size)
         dropped = _named_by_connection(self.headers)
@@ -305,18 +346,27 @@ class Exchange:
             await self.send({"type": "http.response.start", "status": answer.status, "headers": self._answer_headers(answer, grant, is_stream)})
         send = self.send
         last = b""
+        granted_at = None if self.was_resident else self.granted_at
+        counts = self._counts_tokens
+        if counts:
+            self.used = usage.told(bodies.header(answer.headers, b"x-corral-usage"))
         try:
             while data := await answer.read():
                 if self.gone:
                     raise ClientGone
                 await send({"type": "http.response.body", "body": data, "more_body": True})
-                last = data
+                if granted_at is not None:
+                    self.gateway.first_byte(self, self.gateway.driver.now() - granted_at)
+                    granted_at = None
+                last = (last + data)[-usage.TAIL :] if counts else data
         except UpstreamError as error:
             if self.gone:
                 raise ClientGone from error
             await self._break_off(error, is_stream or self.committed, last)
             return
         self.served = True
+        if counts and self.used is None:
+            self.used = usage.found(last)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _small(self, answer: Answer) -> bytes:
@@ -339,6 +389,8 @@ class Exchange:
         if is_stream:
             present = {name for name, _ in headers}
             headers += [entry for entry in _STREAM_HEADERS if entry[0] not in present]
+        if self.admission is not None:
+            headers += self.admission.headers
         return headers
 
     async def _break_off(self, error: UpstreamError, is_stream: bool, last: bytes) -> None:
@@ -368,6 +420,8 @@ class Exchange:
             headers.append((b"x-corral-model", self.key.encode()))
         if not self.was_resident:
             headers.append((b"x-corral-waited-ms", b"%d" % round(self.waited * 1000)))
+        if self.admission is not None:
+            headers += self.admission.headers
         await self.send({"type": "http.response.start", "status": rejection.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
 

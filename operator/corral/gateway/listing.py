@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -18,15 +19,15 @@ class Listing:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
 
-    def all(self) -> bytes:
-        data = [self._entry(name, model) for name, model in self._machine.names.served()]
+    def all(self, allowed: Callable[[ModelView], bool]) -> bytes:
+        data = [self._entry(name, model) for name, model in self._machine.names.served() if allowed(model)]
         return orjson.dumps({"object": "list", "data": data})
 
-    def one(self, name: str) -> bytes:
+    def one(self, name: str, allowed: Callable[[ModelView], bool]) -> bytes:
         """One model, with the reasons of its state."""
         route = self._machine.resolve(name)
         model = self._machine.view(route.key) if route else None
-        if route is None or model is None:
+        if route is None or model is None or not allowed(model):
             raise Refused(not_found(name))
         entry = self._entry(name, model)
         details = entry["corral"]

@@ -273,7 +273,7 @@ class GatewayServer:
 
     async def stop(self) -> None:
         gateway, settings = self.gateway, self.gateway.settings
-        gateway.stopping = True
+        gateway.begin_stop()
         self._data.close_soon()
         await asyncio.sleep(settings.settle)
         self._data.stop_accepting()

@@ -1,0 +1,154 @@
+"""llama.cpp's router API, and the metrics."""
+
+import asyncio
+import json
+
+from tests.gateway.conftest import model
+from tests.gateway.peers import Pod, RawClient
+
+
+async def get(stand, path):
+    async with stand.client.get(stand.url + path) as response:
+        return response.status, await response.json()
+
+
+async def post(stand, path, body):
+    async with stand.client.post(stand.url + path, json=body) as response:
+        return response.status, await response.json()
+
+
+async def test_models_in_every_state(stand):
+    async with Pod() as pod:
+        stand.directory.put_model(model(served_names=("models/small", "small", "tiny")))
+        stand.directory.put_replica(pod.view())
+        stand.directory.put_model(model("asleep"))
+        stand.directory.put_model(model("idle", state="Idle"))
+        stand.directory.put_model(model("loading", state="Loading"))
+        stand.directory.put_model(model("fetching", state="Downloading"))
+        stand.directory.put_model(model("huge", state="Idle", ready=False, stalled=True, stalled_reason="DoesNotFit"))
+        status, listed = await get(stand, "/models")
+    assert status == 200
+    by_name = {entry["id"]: entry for entry in listed["data"]}
+    assert by_name["small"]["aliases"] == ["models/small", "tiny"]
+    assert {name: entry["status"]["value"] for name, entry in by_name.items()} == {
+        "small": "loaded",
+        "asleep": "sleeping",
+        "idle": "unloaded",
+        "loading": "loading",
+        "fetching": "downloading",
+        "huge": "unloaded",
+    }
+    assert by_name["huge"]["status"] == {"value": "unloaded", "failed": True, "exit_code": 1}
+
+
+async def test_load_and_unload_become_wishes(stand):
+    async with Pod() as pod:
+        stand.directory.put_model(model())
+        stand.directory.put_replica(pod.view())
+        stand.directory.put_model(model("idle", state="Idle"))
+        stand.directory.put_model(model("huge", stalled=True, ready=False, stalled_reason="DoesNotFit", stalled_message="too big"))
+        assert await post(stand, "/models/load", {"model": "idle"}) == (200, {"success": True})
+        await stand.until(lambda: stand.sink.reports)
+        wish = stand.sink.reports[-1].models[0].wish
+        assert (stand.sink.reports[-1].models[0].name, wish.action) == ("models/idle", "Load")
+        stand.directory.put_model(model("idle", state="Idle", acknowledged_wish=wish.id))
+        assert (await post(stand, "/models/load", {"model": "small"}))[0] == 400
+        assert (await post(stand, "/models/load", {"model": "none"}))[0] == 404
+        status, body = await post(stand, "/models/load", {"model": "huge"})
+        assert (status, body["error"]["code"]) == (503, "does_not_fit")
+        assert (await post(stand, "/models/load", {}))[0] == 400
+        assert (await post(stand, "/models/load", []))[0] == 400
+        assert (await post(stand, "/models/unload", {"model": "idle"}))[0] == 400
+        assert await post(stand, "/models/unload", {"model": "small"}) == (200, {"success": True})
+        await stand.until(lambda: any(demand.wish and demand.wish.action == "Unload" for demand in stand.sink.reports[-1].models))
+
+
+async def test_autoload_false_refuses_instead_of_waking(stand):
+    stand.directory.put_model(model())
+    status, _, body = await stand.chat(path="/v1/chat/completions?autoload=false")
+    assert (status, json.loads(body)["error"]["code"]) == (400, "model_not_loaded")
+    assert not stand.sink.reports
+    async with Pod() as pod:
+        stand.directory.put_replica(pod.view())
+        assert (await stand.chat(path="/v1/chat/completions?autoload=false"))[0] == 200
+        pod.admitting = False
+        assert (await stand.chat(path="/v1/chat/completions?autoload=0"))[0] == 400
+
+
+async def test_router_props_and_a_models_own(stand):
+    async with Pod() as pod:
+        stand.directory.put_model(model())
+        stand.directory.put_replica(pod.view())
+        assert (await get(stand, "/props"))[1]["role"] == "router"
+        assert (await get(stand, "/props?model=small"))[1]["pod"] == "pod-a"
+
+
+async def test_events_tell_of_states_and_progress(stand):
+    async with Pod(state="Sleeping") as pod, RawClient(stand.server.port) as client:
+        stand.directory.put_model(model())
+        stand.directory.put_replica(pod.view())
+        await client.send(b"GET /models/sse HTTP/1.1\r\nhost: x\r\n\r\n")
+        await client.reader.readuntil(b": connected\n\n")
+
+        async def event():
+            line = (await client.reader.readuntil(b"}\n\n")).split(b"data: ")[1]
+            return json.loads(line)
+
+        asked = asyncio.ensure_future(stand.chat())
+        await stand.until(lambda: pod.polls)
+        seen = [await event()]
+        await pod.become("Loading", progress=0.5)
+        seen.append(await event())
+        await pod.become("Loaded")
+        seen.append(await event())
+        assert (await asked)[0] == 200
+        stand.directory.remove_model("models/small")
+        seen.append(await event())
+        assert [one["event"] for one in seen] == ["model_status"] * 3 + ["model_remove"]
+        assert {one["model"] for one in seen} == {"small"}
+        assert [one["data"]["status"] for one in seen[:3]] == ["sleeping", "loading", "loaded"]
+        assert seen[1]["data"]["progress"] == {"stages": ["text_model"], "current": "text_model", "value": 0.5}
+    await stand.until(lambda: not stand.gateway.router._subscribers)
+
+
+async def test_event_streams_end_when_the_gateway_stops(stand_up):
+    stand = await stand_up()
+    async with RawClient(stand.server.port) as client:
+        await client.send(b"GET /models/sse HTTP/1.1\r\nhost: x\r\n\r\n")
+        await client.reader.readuntil(b": connected\n\n")
+        await stand.server.stop()
+        assert (await client.reader.read()).endswith(b"0\r\n\r\n")
+
+
+async def test_metrics_count_what_happened(stand):
+    async with Pod(state="Sleeping") as pod:
+        stand.directory.put_model(model())
+        stand.directory.put_replica(pod.view())
+        asked = asyncio.ensure_future(stand.chat())
+        await stand.until(lambda: pod.polls)
+        async with stand.client.get(stand.admin + "/metrics") as response:
+            assert 'corral_gateway_waiting{model="models/small"} 1.0' in await response.text()
+        await pod.become("Loading")
+        await stand.until(lambda: stand.gateway.machine.progress("models/small")[0] == "Loading")
+        await pod.become("Loaded")
+        await asked
+        await stand.chat()
+        await stand.chat(model="nobody")
+        await stand.chat(model="nobody-else")
+        await stand.at_rest()
+        async with stand.client.get(stand.admin + "/metrics") as response:
+            lines = (await response.text()).splitlines()
+    for line in (
+        'corral_gateway_requests_total{code="200",model="models/small"} 2.0',
+        'corral_gateway_requests_total{code="404",model=""} 2.0',
+        'corral_gateway_residency_total{model="models/small",result="miss"} 1.0',
+        'corral_gateway_residency_total{model="models/small",result="hit"} 1.0',
+        'corral_gateway_hold_seconds_count{model="models/small"} 1.0',
+        'corral_gateway_cold_start_seconds_count{model="models/small",phase="load"} 1.0',
+        'corral_gateway_cold_start_seconds_count{model="models/small",phase="first_token"} 1.0',
+        'corral_gateway_in_flight{model="models/small"} 0.0',
+    ):
+        assert line in lines
+    stand.directory.remove_model("models/small")
+    async with stand.client.get(stand.admin + "/metrics") as response:
+        assert "models/small" not in await response.text()
