@@ -21,8 +21,8 @@ async def lead(world: World) -> AsyncIterator[Callable[..., Running]]:
     """Start a controller on the world; every one that still runs at the end is dropped."""
     started: list[Running] = []
 
-    def start(epoch: int = 1, *, die_at: int | None = None, settings: ControlSettings = QUICK) -> Running:
-        started.append(Running(world, epoch, die_at=die_at, settings=settings))
+    def start(epoch: int = 1, *, settings: ControlSettings = QUICK) -> Running:
+        started.append(Running(world, epoch, settings=settings))
         return started[-1]
 
     yield start

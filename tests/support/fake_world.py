@@ -325,14 +325,18 @@ class World:
 class Client:
     """Workloads, Statuses and Leadership of one controller."""
 
-    def __init__(self, world: World, epoch: int, die_at: int | None = None) -> None:
+    def __init__(self, world: World, epoch: int) -> None:
         self.world = world
         self.epoch = epoch
         self.steps: list[str] = []
         self.dead = asyncio.Event()
         self.leading = True
-        self._die_at = die_at
+        self._deadly, self._times = "", 0
         world.clients[epoch] = self
+
+    def die_at(self, step: str, times: int = 1) -> None:
+        """Be killed at this step, at its n-th time from now."""
+        self._deadly, self._times = step, times
 
     def may_write(self) -> bool:
         return self.leading and not self.dead.is_set()
@@ -340,8 +344,10 @@ class Client:
     async def step(self, name: str) -> None:
         """One point at which this controller can be killed; when it is, it never gets past it."""
         self.steps.append(name)
-        if self._die_at is not None and len(self.steps) > self._die_at:
-            self.dead.set()
+        if name == self._deadly:
+            self._times -= 1
+            if not self._times:
+                self.dead.set()
         if self.dead.is_set():
             await asyncio.Event().wait()
         if not self.leading:
@@ -425,9 +431,9 @@ class Client:
 class Running:
     """A controller at work on a world."""
 
-    def __init__(self, world: World, epoch: int = 1, *, die_at: int | None = None, settings: ControlSettings = QUICK) -> None:
+    def __init__(self, world: World, epoch: int = 1, *, settings: ControlSettings = QUICK) -> None:
         self.world = world
-        self.client = Client(world, epoch, die_at)
+        self.client = Client(world, epoch)
         self.controller = Controller(self.client, self.client, self.client, world.signer, settings=settings)
         self._stop = asyncio.Event()
         self._task = asyncio.create_task(self.controller.run(self._stop))

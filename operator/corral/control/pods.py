@@ -45,7 +45,8 @@ class Pod:
     status: SupervisorStatus | None = None
     reachable: bool = False
     order: Order | None = None
-    since: float = 0.0  # of its present state
+    since: float = 0.0  # of its present state; 0: it was in it before we came
+    known: bool = False  # its supervisor has spoken to us
     state: ReplicaState = ReplicaState.PENDING
     loaded_at: float | None = None
     delete_ordered: float | None = None  # it is believed to be going until then

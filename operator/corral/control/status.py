@@ -67,6 +67,7 @@ def model_status(
     explanation: Explanation | None,
     served: Sequence[str],
     settings: ControlSettings,
+    former: Mapping[str, Any],
 ) -> dict[str, Any]:
     here = sorted((pod for pod in pods if not pod.gone), key=lambda pod: pod.record.name)
     loaded = sum(1 for pod in here if pod.state is ReplicaState.LOADED)
@@ -78,7 +79,7 @@ def model_status(
         "sleepingReplicas": sum(1 for pod in here if pod.state is ReplicaState.SLEEPING),
         "selector": f"{MODEL_LABEL}={deployment.parsed.metadata.name}",
         "memory": _memory(facts, settings),
-        "placements": [_placement(pod) for pod in here],
+        "placements": [_placement(pod, former) for pod in here],
         "servedNames": list(served),
         "lastUsed": whole(facts.last_used - facts.last_used % MINUTE) if facts.last_used else None,
         "lastLoad": _last_load(facts.last_load),
@@ -119,9 +120,14 @@ def _memory(facts: Facts, settings: ControlSettings) -> dict[str, Any] | None:
     return _present(memory) or None
 
 
-def _placement(pod: Pod) -> dict[str, Any]:
-    devices = [] if pod.record.devices == (HOST_ID,) else list(pod.record.devices)
-    return {"replica": pod.record.name, "node": pod.record.node, "devices": devices, "state": pod.state.value, "since": whole(pod.since)}
+def _placement(pod: Pod, former: Mapping[str, Any]) -> dict[str, Any]:
+    record = pod.record
+    devices = [] if record.devices == (HOST_ID,) else list(record.devices)
+    since = whole(pod.since or record.created)
+    if not pod.since:
+        same = (it for it in former.get("placements") or () if (it.get("replica"), it.get("state")) == (record.name, pod.state.value))
+        since = next((it["since"] for it in same if it.get("since")), since)
+    return {"replica": record.name, "node": record.node, "devices": devices, "state": pod.state.value, "since": since}
 
 
 def _last_load(load: LoadTimes | None) -> dict[str, Any] | None:

@@ -165,7 +165,7 @@ class Store:
         key = f"{pod.namespace}/{pod.name}"
         old = self.pods.get(key)
         if old is None:
-            self.pods[key] = fresh = Pod(record=pod, since=self._clock())
+            self.pods[key] = fresh = Pod(record=pod)
             commitment = fresh.commitment
             fresh.loaded_at = commitment.at if commitment is not None and commitment.at else None
         elif old.record.uid != pod.uid:
@@ -483,7 +483,10 @@ class Store:
         pod.orphaned = bool(uid and pod.record.owner_uid and pod.record.owner_uid != uid)
         state = state_of(pod)
         if state is not pod.state:
-            pod.state, pod.since = state, now
+            # A pod that was there before us has been in its state for longer than we know.
+            found = pod.since == 0.0 and not pod.known
+            pod.state, pod.since = state, 0.0 if found else now
+        pod.known = pod.known or pod.status is not None
         if pod.delete_ordered is not None and not pod.record.deleting and now >= pod.delete_ordered:
             pod.delete_ordered = None
         facts = self.facts.get(pod.record.model)

@@ -49,7 +49,7 @@ class Renderer:
             return unreadable_status(model.generation, told, former)
         pods = [store.pods[it] for it in ids if it in store.pods]
         explanation = verdict.explanation if verdict is not None else None
-        return model_status(found, facts, pods, told, explanation, store.names.served(key), self._settings)
+        return model_status(found, facts, pods, told, explanation, store.names.served(key), self._settings, former)
 
     def _name_taken(self, key: str) -> str:
         """What is to be said of names that another model has."""
