@@ -36,9 +36,7 @@ def ingress_objects() -> list[dict[str, Any]]:
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": GATEWAY_NAMESPACE}},
         _object("networking.k8s.io/v1", "IngressClass", CLASS, spec={"controller": CONTROLLERS["ingress"]}),
         _object("gateway.networking.k8s.io/v1", "GatewayClass", CLASS, spec={"controllerName": CONTROLLERS["gateway"]}),
-        _object(
-            "gateway.networking.k8s.io/v1", "Gateway", GATEWAY, GATEWAY_NAMESPACE, spec={"gatewayClassName": CLASS, "listeners": [listener]}
-        ),
+        _object("gateway.networking.k8s.io/v1", "Gateway", GATEWAY, GATEWAY_NAMESPACE, spec={"gatewayClassName": CLASS, "listeners": [listener]}),
         _object(
             "storage.k8s.io/v1",
             "StorageClass",

@@ -134,4 +134,3 @@ def _wait_port(state: Path, name: str, address: tuple[str, int], patience: float
             if time.monotonic() > end or not processes.all_recorded_alive(state):
                 raise ClusterError(f"{name} does not listen on {address[0]}:{address[1]}; see {state}/logs/{name}.log") from error
             time.sleep(0.05)
-

@@ -137,7 +137,7 @@ use_internal_loopback = true
             "clusterDomain": "cluster.local",
             "clusterDNS": [network.DNS_SERVICE],
             "serializeImagePulls": False,
-            "evictionHard": {signal: "1%" for signal in ("memory.available", "nodefs.available", "nodefs.inodesFree", "imagefs.available")},
+            "evictionHard": dict.fromkeys(("memory.available", "nodefs.available", "nodefs.inodesFree", "imagefs.available"), "1%"),
             "imageGCHighThresholdPercent": 100,
             "imageGCLowThresholdPercent": 99,
         }

@@ -28,7 +28,12 @@ class Authority:
 
     def issue(self, name: str, subject: str, alternatives: tuple[str, ...] = ()) -> None:
         """A client certificate, or with `alternatives` (such as `DNS:kubernetes`, `IP:10.96.0.1`) a serving one."""
-        extensions = ["-addext", "basicConstraints=critical,CA:FALSE", "-addext", f"extendedKeyUsage={'serverAuth' if alternatives else 'clientAuth'}"]
+        extensions = [
+            "-addext",
+            "basicConstraints=critical,CA:FALSE",
+            "-addext",
+            f"extendedKeyUsage={'serverAuth' if alternatives else 'clientAuth'}",
+        ]
         if alternatives:
             extensions += ["-addext", f"subjectAltName={','.join(alternatives)}"]
         signer = ("-CA", self.certificate("ca"), "-CAkey", self.key("ca"))
