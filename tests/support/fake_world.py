@@ -72,6 +72,7 @@ class World:
         self.faults: list[str] = []
         self.waiters: list[Waiter] = []
         self.in_flight: dict[str, int] = {}
+        self.wishes: dict[str, dict[str, Any]] = {}
         self.signer = TokenSigner(Ed25519PrivateKey.generate())
         self.sinks: list[Sink] = []
         self.clients: dict[int, Client] = {}
@@ -197,10 +198,11 @@ class World:
 
     def _report(self) -> dict[str, Any]:
         now, entries = time.time(), []
-        for key in sorted({it.model for it in self.waiters} | {it for it, count in self.in_flight.items() if count}):
+        for key in sorted({it.model for it in self.waiters} | {it for it, count in self.in_flight.items() if count} | self.wishes.keys()):
             mine = [it for it in self.waiters if it.model == key]
             oldest = int(now - min(it.since for it in mine)) if mine else 0
-            entries.append({"name": key, "waiting": len(mine), "oldestWaitSeconds": oldest, "inFlight": self.in_flight.get(key, 0)})
+            wish = {"wish": self.wishes[key]} if key in self.wishes else {}
+            entries.append({"name": key, "waiting": len(mine), "oldestWaitSeconds": oldest, "inFlight": self.in_flight.get(key, 0), **wish})
         return {"metadata": {"namespace": "corral", "name": "gw", "uid": "gw"}, "spec": {"sequence": next(self._sequence), "models": entries}}
 
     def report(self) -> None:
