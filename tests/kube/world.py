@@ -82,9 +82,9 @@ def deployment(**spec: Any) -> dict[str, Any]:
     }
 
 
-def replica_request(model: dict[str, Any] | None = None, **changes: Any) -> ReplicaRequest:
+def replica_request(obj: dict[str, Any] | None = None, **changes: Any) -> ReplicaRequest:
     given: dict[str, Any] = {
-        "model_object": model or deployment(),
+        "model_object": obj or deployment(),
         "model": "models/small",
         "namespace": "models",
         "name": "small-abc123-0",
@@ -101,9 +101,9 @@ def replica_request(model: dict[str, Any] | None = None, **changes: Any) -> Repl
     return ReplicaRequest(**(given | changes))
 
 
-def estimate_request(model: dict[str, Any] | None = None, **changes: Any) -> EstimateRequest:
+def estimate_request(obj: dict[str, Any] | None = None, **changes: Any) -> EstimateRequest:
     given: dict[str, Any] = {
-        "model_object": model or deployment(),
+        "model_object": obj or deployment(),
         "model": "models/small",
         "namespace": "models",
         "name": "small-estimate-123",

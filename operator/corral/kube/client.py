@@ -178,7 +178,7 @@ class KubeClient:
             response = await self._send(method, path, aiohttp.ClientTimeout(total=timeout), params=params, body=body, content_type=content_type)
             data = await response.read()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise Unavailable(f"{where}: {error or type(error).__name__}") from error
+            raise Unavailable(f"{where}: {str(error) or type(error).__name__}") from error
         if 200 <= response.status < 300:
             return _object(data)
         raise _error(where, response.status, data)
@@ -223,7 +223,7 @@ class KubeClient:
             finally:
                 stream.close()
         except (TimeoutError, asyncio.IncompleteReadError, aiohttp.ClientError, OSError) as error:
-            raise Unavailable(f"{where}: {error or type(error).__name__}") from error
+            raise Unavailable(f"{where}: {str(error) or type(error).__name__}") from error
 
 
 def _object(data: bytes) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from corral.kube.client import EVENTS, MODEL_DEPLOYMENTS, MODEL_POOLS, AlreadyExists, KubeClient
-from corral.kube.ports import Gone
+from corral.kube.ports import Conflict, Gone
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,10 @@ class KubeStatuses:
     async def write_model(self, namespace: str, name: str, uid: str, status: Mapping[str, Any]) -> None:
         metadata = {"name": name, "namespace": namespace, "uid": uid}
         body = {"apiVersion": MODEL_DEPLOYMENTS.api_version, "kind": MODEL_DEPLOYMENTS.kind, "metadata": metadata, "status": status}
-        await self._client.apply(MODEL_DEPLOYMENTS.path(namespace, name, "status"), body)
+        written = await self._client.apply(MODEL_DEPLOYMENTS.path(namespace, name, "status"), body)
+        # The status subresource does not judge the uid; so whoever has just made the object anew learns that it needs another word.
+        if written["metadata"].get("uid") != uid:
+            raise Conflict(f"ModelDeployment {namespace}/{name} is another object by now")
 
     async def write_pool(self, name: str, status: Mapping[str, Any]) -> None:
         body = {"apiVersion": MODEL_POOLS.api_version, "kind": MODEL_POOLS.kind, "metadata": {"name": name}, "status": status}
