@@ -118,7 +118,7 @@ def _result(spec: ServerSpec, parts: list[HeaderBytes], probed: dict[str, Any]) 
     for part in parts[1:]:
         # llama.cpp has accepted the whole; only the first part's tensors were listed by the probe.
         sizes.update(dict.fromkeys((t.name for t in part.header.tensors), 0))
-    overhead = overhead_bytes(probed["vocabulary"], plan["cells"], spec.engine.slots)
+    overhead = overhead_bytes(probed["vocabulary"], plan["cells"], plan["microBatch"] if plan["pooling"] else spec.engine.slots)
     layers, entrance, exit_bytes = _layers(sizes, probed["layers"])
     heads = parts[0].header.keys.get(f"{arch}.attention.head_count_kv")
     result = {

@@ -3,15 +3,17 @@
 Must never promise less than is used: the pod's memory limit follows from it.
 """
 
-BASE = 84 << 20
-"""Supervisor, zygote, renderer and engine as Python processes with their libraries, after a few thousand requests."""
+BASE = 86 << 20
+"""Supervisor, zygote, renderer and engine as Python processes with their libraries, after some hundred requests."""
 
-PER_TOKEN_OF_VOCABULARY = 230
+PER_TOKEN_OF_VOCABULARY = 150
 PER_CELL = 120
 """Token numbers as Python objects, in the slot that holds them and in the request."""
 
+_WORKING_ROWS = 4
 
-def overhead_bytes(vocabulary: int, cells: int, slots: int) -> int:
-    # One row of logits per slot on the host, and a few working copies of one.
-    rows = (slots + 4) * vocabulary * 4
+
+def overhead_bytes(vocabulary: int, cells: int, output_rows: int) -> int:
+    """`output_rows`: how many tokens of a batch have outputs; llama.cpp keeps a row of logits for each on the host, also where nobody reads them."""
+    rows = (output_rows + _WORKING_ROWS) * vocabulary * 4
     return BASE + vocabulary * PER_TOKEN_OF_VOCABULARY + cells * PER_CELL + rows

@@ -35,6 +35,8 @@ class Job:
     sampler: Sampler
     text: TextStream
     cache: bool = True
+    leader: int | None = None
+    """The request with the same prompt that evaluates it first."""
     arrived: float = field(default_factory=time.perf_counter)
     started: float = 0.0
     first_token: float = 0.0
@@ -106,6 +108,7 @@ def make_job(raw: dict[str, Any], vocabulary: Vocabulary, context_length: int) -
     return Job(
         id=raw["id"], tokens=tokens, prompt_count=len(tokens), limit=room if asked is None or asked < 0 else min(asked, room),
         params=params, sampler=sampler, text=TextStream(raw.get("stop") or ()), cache=raw.get("cache_prompt", True),
+        leader=raw.get("leader"),
     )  # fmt: skip
 
 

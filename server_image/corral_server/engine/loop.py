@@ -129,28 +129,52 @@ class Loop:
     # --- slots and cells
 
     def _admit(self) -> None:
+        waiting: list[Job] = []
         while self._queue:
             job = self._queue[0]
+            if self._follows(job):
+                waiting.append(self._queue.popleft())
+                continue
             active = [len(s.job.tokens) for s in self._slots if s.job is not None]
             headroom = min(_HEADROOM, job.limit - job.generated)
             if not scheduling.fits(self._plan.cells, active, len(job.tokens), headroom):
-                return
-            idle = [
-                scheduling.IdleSlot(s.id, s.held, s.last_used, self._oldest_position(s) if self._rewind.window else 0)
-                for s in self._slots
-                if s.job is None
-            ]
-            choice = scheduling.choose_slot(idle, job.tokens, self._rewind)
+                break
+            choice = scheduling.choose_slot([self._view(s) for s in self._slots if s.job is None], job.tokens, self._rewind)
             if choice is None:
-                return
+                break
             self._queue.popleft()
             slot, kept = self._slots[choice[0].id], choice[1] if job.cache else 0
             self._keep(slot, kept)
+            if job.cache:
+                kept = self._share(slot, job, kept)
             slot.job = job
             if job.cached < 0:
                 job.cached = kept
                 job.started = time.perf_counter()
             self._make_room(len(job.tokens) - kept)
+        self._queue.extendleft(reversed(waiting))
+
+    def _follows(self, job: Job) -> bool:
+        """Whether a request has to wait for the one that evaluates the same prompt for both."""
+        if job.leader is None or not job.cache or self._rewind.recurrent:
+            return False
+        if any(q.id == job.leader for q in self._queue):
+            return True
+        return any(s.job is not None and s.job.id == job.leader and len(s.held) < job.prompt_count for s in self._slots)
+
+    def _share(self, slot: Slot, job: Job, kept: int) -> int:
+        """Take the beginning of another sequence, busy or idle, by reference; returns what the slot then holds."""
+        others = [self._view(s) for s in self._slots if s is not slot and s.held]
+        source = scheduling.choose_source(others, job.tokens, self._rewind, kept)
+        if source is None:
+            return kept
+        self._keep(slot, 0)
+        L.llama_memory_seq_cp(self._memory, source.id, slot.id, 0, source.length)
+        slot.held = self._slots[source.id].held[: source.length]
+        return source.length
+
+    def _view(self, slot: Slot) -> scheduling.IdleSlot:
+        return scheduling.IdleSlot(slot.id, slot.held, slot.last_used, self._oldest_position(slot) if self._rewind.window else 0)
 
     def _oldest_position(self, slot: Slot) -> int:
         return int(L.llama_memory_seq_pos_min(self._memory, slot.id)) if slot.held else 0

@@ -62,6 +62,22 @@ def choose_slot(idle: Sequence[IdleSlot], wanted: Sequence[int], rewind: Rewind)
     return oldest, reusable(oldest.tokens, wanted, oldest.oldest_position, rewind)
 
 
+@dataclass(frozen=True)
+class Source:
+    """A sequence whose beginning may be shared: its cells are copied by reference."""
+
+    id: int
+    length: int
+
+
+def choose_source(others: Sequence[IdleSlot], wanted: Sequence[int], rewind: Rewind, kept: int) -> Source | None:
+    """The sequence that spares most of the prompt, when that is clearly more than the chosen slot keeps by itself."""
+    if rewind.recurrent or not others:
+        return None
+    length, best = max(((reusable(s.tokens, wanted, s.oldest_position, rewind), s) for s in others), key=lambda pair: pair[0])
+    return Source(best.id, length) if length >= kept + 16 else None
+
+
 def fits(cells: int, active: Sequence[int], wanted: int, headroom: int) -> bool:
     """Whether a request of `wanted` tokens may start beside the active ones: a lone request always may."""
     return not active or sum(active) + wanted + headroom <= cells

@@ -25,9 +25,14 @@ class Generation:
 
     def __init__(self, engine: EngineClient, jobs: Sequence[dict[str, Any]]) -> None:
         self.streams: list[Stream] = []
+        leaders: dict[str, int] = {}
         try:
             for job in jobs:
-                self.streams.append(engine.submit("new", job))
+                # Answers to one prompt: the first evaluates it for all.
+                key = repr(job["prompt"])
+                leader = leaders.get(key)
+                self.streams.append(engine.submit("new", job if leader is None else {**job, "leader": leader}))
+                leaders.setdefault(key, self.streams[-1].id)
         except BaseException:
             self.close()
             raise
