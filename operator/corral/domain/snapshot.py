@@ -113,7 +113,9 @@ class State:
             _include(self.by_node, node, replica.id)
         for key in {*replica.devices, *replica.committed, *replica.held}:
             _include(self.by_device, key, replica.id)
-            self.used[key] = self.used.get(key, 0) + replica.uses(key)
+            uses = replica.uses(key)
+            if uses:
+                self.used[key] = self.used.get(key, 0) + uses
 
     def remove_replica(self, replica_id: str) -> None:
         old = self.replicas.pop(replica_id, None)
@@ -124,9 +126,11 @@ class State:
             _exclude(self.by_node, node, replica_id)
         for key in {*old.devices, *old.committed, *old.held}:
             _exclude(self.by_device, key, replica_id)
-            self.used[key] -= old.uses(key)
-            if not self.used[key]:
-                del self.used[key]
+            left = self.used.get(key, 0) - old.uses(key)
+            if left:
+                self.used[key] = left
+            else:
+                self.used.pop(key, None)
 
     def snapshot(self) -> Snapshot:
         return Snapshot(
