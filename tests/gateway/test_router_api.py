@@ -141,8 +141,8 @@ async def test_metrics_count_what_happened(stand):
     for line in (
         'corral_gateway_requests_total{code="200",model="models/small"} 2.0',
         'corral_gateway_requests_total{code="404",model=""} 2.0',
-        'corral_gateway_residency_total{model="models/small",result="miss"} 1.0',
-        'corral_gateway_residency_total{model="models/small",result="hit"} 1.0',
+        'corral_gateway_misses_total{model="models/small"} 1.0',
+        'corral_gateway_hits_total{model="models/small"} 1.0',
         'corral_gateway_hold_seconds_count{model="models/small"} 1.0',
         'corral_gateway_cold_start_seconds_count{model="models/small",phase="load"} 1.0',
         'corral_gateway_cold_start_seconds_count{model="models/small",phase="first_token"} 1.0',

@@ -116,11 +116,11 @@ class Gateway:
         if resident:
             self.metrics.hit(exchange.key)
         elif self.machine.view(exchange.key) is not None:
-            self.metrics.residency.labels(exchange.key, "miss").inc()
+            self.metrics.misses.labels(exchange.key).inc()
 
     def sending(self, exchange: Exchange) -> None:
         """A request is about to be sent."""
-        self.metrics.added.observe(max(0.0, self.driver.now() - exchange.arrived - exchange.waited))
+        self.metrics.added(max(0.0, self.driver.now() - exchange.arrived - exchange.waited))
 
     def held(self, exchange: Exchange) -> None:
         """A request begins to wait. Its body stays in memory only while few bytes wait there."""

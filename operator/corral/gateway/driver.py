@@ -104,7 +104,8 @@ class Driver:
 
     def ended(self, request: str, *, served: bool) -> None:
         effects = self.machine.ended(request, self.now(), served=served)
-        self._after(effects)
+        if effects or self.machine.sooner:
+            self.apply(effects)
 
     def left(self, request: str) -> None:
         self._waiters.pop(request, None)
@@ -112,13 +113,14 @@ class Driver:
 
     def wish(self, key: str, action: str) -> bool:
         known = self.machine.wish(key, action, int(self._clock.time() * 1000), self.now())
-        self._after([])
+        self._rearm()
         return known
 
     def _own(self, request: str, effects: list[Effect]) -> Grant | Reject | asyncio.Future[Outcome]:
         """Split the effect of the caller's own request off, and carry out the rest."""
         if len(effects) == 1 and isinstance(effects[0], Grant | Reject):
-            self._rearm()
+            if self.machine.sooner:
+                self._rearm()
             return effects[0]
         own: Grant | Reject | asyncio.Future[Outcome] | None = None
         rest: list[Effect] = []
@@ -150,12 +152,6 @@ class Driver:
             elif isinstance(effect, Unwatch):
                 self._watcher.unwatch(effect.uid)
         self._rearm()
-
-    def _after(self, effects: list[Effect]) -> None:
-        if effects:
-            self.apply(effects)
-        else:
-            self._rearm()
 
     def _rearm(self) -> None:
         at = self.machine.wake_at(reports=self._publishing is None)

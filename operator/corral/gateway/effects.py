@@ -1,14 +1,18 @@
-"""The words between the state machine and whoever drives it: what arrives, and what is to be done about it. Values only."""
+"""The words between the state machine and whoever drives it: what arrives, and what is to be done about it. Values only.
+
+The two that every request makes are msgspec's: they cost a fifth of a frozen dataclass.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from corral.gateway.ports import ModelView, ReplicaView
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(msgspec.Struct, frozen=True):
     """A request whose model is known, and whose key may use and wake it."""
 
     id: str
@@ -60,8 +64,7 @@ class Rejection:
     retry_after: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(msgspec.Struct, frozen=True):
     """Send the request to this replica now. It is in flight until `ended`, `left` or `refused`."""
 
     request: str

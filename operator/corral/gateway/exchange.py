@@ -19,6 +19,7 @@ from corral.gateway.errors import Refused, refuse
 from corral.gateway.keys import ApiKey
 from corral.gateway.limits import Admission
 from corral.gateway.refusals import not_found
+from corral.gateway.replies import AsgiReply, DirectReply
 from corral.gateway.routes import Carries, Proxied
 from corral.gateway.upstream import Answer, ConnectFailed, NoAnswer, Sending, TimedOut, UpstreamError
 
@@ -75,13 +76,14 @@ class Exchange:
         "id",
         "key",
         "receive",
+        "reply",
         "request_id",
         "route",
         "scope",
-        "send",
         "sending",
         "served",
         "status",
+        "tail",
         "used",
         "waited",
         "waiter",
@@ -93,7 +95,10 @@ class Exchange:
         self.route = route
         self.scope = scope
         self.receive = receive
-        self.send = send
+        connection = scope.get("corral.connection")
+        self.reply: DirectReply | AsgiReply = AsgiReply(send) if connection is None else DirectReply(connection)
+        self.tail = b""
+        """The last bytes that passed, for what is to be known of an answer's end."""
         self.headers: Headers = scope["headers"]
         self.id = gateway.next_id()
         self.request_id = request_id_of(self.headers)
@@ -252,7 +257,8 @@ class Exchange:
             self.status = 200
             headers: Headers = [(b"content-type", b"text/event-stream; charset=utf-8"), *_STREAM_HEADERS]
             headers += [(b"x-request-id", self.request_id), (b"x-corral-model", self.key.encode())]
-            await self.send({"type": "http.response.start", "status": 200, "headers": headers})
+            self.reply.start(200, headers)
+            await self.reply.flush()
         situation = self.gateway.machine.situation(self.id, self.gateway.driver.now())
         if situation is None:
             return
@@ -260,7 +266,7 @@ class Exchange:
         if situation.progress:
             words.append(f"progress={situation.progress:.2f}")
             words.append(f"eta={situation.waited * (1 - situation.progress) / situation.progress:.0f}s")
-        await self.send({"type": "http.response.body", "body": f": corral {' '.join(words)}\n\n".encode(), "more_body": True})
+        await self.reply.write(f": corral {' '.join(words)}\n\n".encode())
 
     # The pod
 
@@ -343,31 +349,48 @@ class Exchange:
                 return
         else:
             self.status = answer.status
-            await self.send({"type": "http.response.start", "status": answer.status, "headers": self._answer_headers(answer, grant, is_stream)})
-        send = self.send
-        last = b""
-        granted_at = None if self.was_resident else self.granted_at
-        counts = self._counts_tokens
-        if counts:
+            self.reply.start(answer.status, self._answer_headers(answer, grant, is_stream))
+        if self._counts_tokens:
             self.used = usage.told(bodies.header(answer.headers, b"x-corral-usage"))
+        if not answer.complete:
+            await self.reply.flush()  # the client learns of the answer's start when it starts
         try:
-            while data := await answer.read():
-                if self.gone:
-                    raise ClientGone
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-                if granted_at is not None:
-                    self.gateway.first_byte(self, self.gateway.driver.now() - granted_at)
-                    granted_at = None
-                last = (last + data)[-usage.TAIL :] if counts else data
+            await self._pass_on(answer)
         except UpstreamError as error:
             if self.gone:
                 raise ClientGone from error
-            await self._break_off(error, is_stream or self.committed, last)
+            await self._break_off(error, is_stream or self.committed)
             return
         self.served = True
-        if counts and self.used is None:
-            self.used = usage.found(last)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        if self._counts_tokens and self.used is None:
+            self.used = usage.found(self.tail)
+        await self.reply.end()
+
+    async def _pass_on(self, answer: Answer) -> None:
+        reply = self.reply
+        if isinstance(reply, DirectReply):
+            feed = reply.feed
+
+            def sink(data: bytes) -> bool:
+                self._note(data)
+                return feed(data)
+
+            self.scope["corral.connection"].on_writable = answer.resume
+            await answer.pump(sink)
+            if self.gone:
+                raise ClientGone
+            return
+        while data := await answer.read():
+            if self.gone:
+                raise ClientGone
+            self._note(data)
+            await reply.write(data)
+
+    def _note(self, data: bytes) -> None:
+        """What is remembered of the bytes that pass."""
+        if not self.tail and not self.was_resident:
+            self.gateway.first_byte(self, self.gateway.driver.now() - self.granted_at)
+        self.tail = (self.tail + data)[-usage.TAIL :] if self._counts_tokens else data
 
     async def _small(self, answer: Answer) -> bytes:
         body = bytearray()
@@ -393,15 +416,15 @@ class Exchange:
             headers += self.admission.headers
         return headers
 
-    async def _break_off(self, error: UpstreamError, is_stream: bool, last: bytes) -> None:
+    async def _break_off(self, error: UpstreamError, is_stream: bool) -> None:
         """The answer ended in its middle. A stream says so in its own words; anything else is cut, so that no part passes for the whole."""
         if not is_stream:
             self.gateway.cut(self)
             return
-        gap = b"" if last.endswith(b"\n\n") or not last else b"\n\n"
+        gap = b"" if self.tail.endswith(b"\n\n") or not self.tail else b"\n\n"
         code = "upstream_timeout" if isinstance(error, TimedOut) else "upstream_failed"
         event = errors.error_event(self.route.shape, Rejection(502, code, f"{self.key}: {error}"))
-        await self.send({"type": "http.response.body", "body": gap + event, "more_body": False})
+        await self.reply.end(gap + event)
 
     async def _refuse(self, rejection: Rejection, extra: tuple[tuple[bytes, bytes], ...]) -> None:
         if self.gone:
@@ -410,7 +433,7 @@ class Exchange:
         if self.committed:
             event = errors.error_event(self.route.shape, rejection)
             self.status = rejection.status
-            await self.send({"type": "http.response.body", "body": event, "more_body": False})
+            await self.reply.end(event)
             return
         self.status = rejection.status
         body = errors.error_body(self.route.shape, rejection)
@@ -422,8 +445,8 @@ class Exchange:
             headers.append((b"x-corral-waited-ms", b"%d" % round(self.waited * 1000)))
         if self.admission is not None:
             headers += self.admission.headers
-        await self.send({"type": "http.response.start", "status": rejection.status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body, "more_body": False})
+        self.reply.start(rejection.status, headers)
+        await self.reply.end(body)
 
 
 _DO_NOT_RETRY = ((b"x-should-retry", b"false"),)

@@ -121,6 +121,8 @@ class Machine:
         self._places = 0
         self._waiting = 0
         self._held_bytes = 0
+        self.sooner = True
+        """`wake_at` may be earlier than when it was last asked."""
         self._waiting_by_key: dict[tuple[str, str], int] = {}
 
     # What there is
@@ -310,6 +312,7 @@ class Machine:
 
     def wake_at(self, *, reports: bool = True) -> float | None:
         """When `tick` (or `report`, unless `reports` is false) next has something to do, if nothing happens until then."""
+        self.sooner = False
         while self._deadlines and self._stale_deadline(self._deadlines[0]):
             heapq.heappop(self._deadlines)
         times = [entry[0] for entry in (self._deadlines[:1])] + [entry[0] for entry in self._reopenings[:1]]
@@ -360,6 +363,7 @@ class Machine:
 
     def report_lost(self, report: Report, now: float) -> None:
         self._schedule.lost({demand.name for demand in report.models}, now)
+        self.sooner = True
 
     def wish(self, key: str, action: str, wish_id: int, now: float) -> bool:
         """Ask the operator to `Load` or `Unload` a model. False when there is no such model."""
@@ -369,7 +373,7 @@ class Machine:
         model.wish = Wish(action, wish_id)
         model.wished_at = now
         self._busy.add(key)
-        self._schedule.mark(key, now, urgent=True)
+        self._mark(key, now, urgent=True)
         return True
 
     # Questions
@@ -457,9 +461,14 @@ class Machine:
     def _open_replica(self, replica: _Replica, now: float, *, by_hint: bool) -> None:
         if now < replica.closed_until:
             heapq.heappush(self._reopenings, (replica.closed_until, replica.uid))
+            self.sooner = True
             return
         replica.open = True
         replica.by_hint = by_hint
+
+    def _mark(self, key: str, now: float, *, urgent: bool = False) -> None:
+        self._schedule.mark(key, now, urgent=urgent)
+        self.sooner = True
 
     def _why_not_hold(self, model: _Model, view: ModelView, arrival: Arrival) -> Rejection | None:
         if not arrival.autoload:
@@ -492,7 +501,7 @@ class Machine:
             self._waiting_by_key[slot] = self._waiting_by_key.get(slot, 0) + 1
         heapq.heappush(self._deadlines, (ticket.deadline, ticket.place, arrival.id))
         self._busy.add(model.key)
-        self._schedule.mark(model.key, now, urgent=urgent)
+        self._mark(model.key, now, urgent=urgent)
 
     def _dequeue(self, model: _Model, ticket: _Ticket, now: float) -> None:
         del model.queue[bisect.bisect_left(model.queue, ticket.place, key=lambda one: one.place)]
@@ -507,7 +516,7 @@ class Machine:
         if not model.queue:
             model.joined = False
         self._rest(model)
-        self._schedule.mark(model.key, now)
+        self._mark(model.key, now)
 
     def _grant(self, model: _Model, ticket: _Ticket, candidates: list[_Replica], now: float) -> Grant:
         assert model.view is not None  # noqa: S101 - both callers looked
@@ -518,7 +527,7 @@ class Machine:
         model.last_used = now
         if model.in_flight == 1:
             self._busy.add(model.key)
-            self._schedule.mark(model.key, now)
+            self._mark(model.key, now)
         return Grant(ticket.arrival.id, replica.view, model.view)
 
     def _release(self, model: _Model, ticket: _Ticket, now: float) -> None:
@@ -529,7 +538,7 @@ class Machine:
         model.last_used = now
         if not model.in_flight:
             self._rest(model)
-            self._schedule.mark(model.key, now)
+            self._mark(model.key, now)
 
     def _rest(self, model: _Model) -> None:
         if not model.queue and not model.in_flight and model.wish is None:
@@ -581,7 +590,7 @@ class Machine:
     def _drop_wish(self, model: _Model, now: float) -> None:
         model.wish = None
         self._rest(model)
-        self._schedule.mark(model.key, now)
+        self._mark(model.key, now)
 
     def _demand(self, key: str, now: float) -> ModelDemand:
         model = self._models.get(key)

@@ -32,6 +32,7 @@ class GatewayProtocol(HttpToolsProtocol):
     settings: GatewaySettings
     running: RequestResponseCycle | None = None
     on_gone: Callable[[], None] | None = None
+    on_writable: Callable[[], None] | None = None
     closing_after_next = False
     _header_bytes = 0
     _header_timer: asyncio.TimerHandle | None = None
@@ -97,14 +98,14 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self.running = cycle
-        self.on_gone = None
+        self.on_gone = self.on_writable = None
         if self.closing_after_next:
             cycle.keep_alive = False
         cycle.scope["corral.connection"] = self  # type: ignore[typeddict-unknown-key]
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
-        self.on_gone = None
+        self.on_gone = self.on_writable = None
         super().on_response_complete()
         if not self._in_headers and not self.transport.is_closing():
             # Answered before the body was in: the rest is read and thrown away, so that the answer is not lost to a reset, for a while.
@@ -119,6 +120,8 @@ class GatewayProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         self._stalled_since = None
         super().resume_writing()
+        if self.on_writable is not None:
+            self.on_writable()
 
     def stalled_for(self, now: float) -> float:
         return 0.0 if self._stalled_since is None else now - self._stalled_since

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import httptools
@@ -109,6 +110,7 @@ class _Connection(asyncio.Protocol):
         self.chunks: list[bytes] = []
         self.pending = 0
         self.paused = False
+        self.sink: Callable[[bytes], bool] | None = None
 
     # asyncio.Protocol
 
@@ -141,9 +143,17 @@ class _Connection(asyncio.Protocol):
             self.complete = False  # even when all of it is there
             self.fail(BadAnswer(f"the pod's answer has more than {self.max_header} bytes of headers"))
             return
-        if self.pending > HIGH_WATER and not self.paused and self.transport is not None and not self.complete:
-            self.paused = True
-            self.transport.pause_reading()
+        if self.sink is not None:
+            if self.chunks:
+                data = self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
+                self.chunks = []
+                self.pending = 0
+                if not self.sink(data) and not self.complete and not self.closed:
+                    self.pause()
+            if not self.complete:
+                return
+        elif self.pending > HIGH_WATER and not self.paused and not self.complete:
+            self.pause()
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -237,6 +247,11 @@ class _Connection(asyncio.Protocol):
         self._close()
         self._wake()
 
+    def pause(self) -> None:
+        if not self.paused and self.transport is not None:
+            self.paused = True
+            self.transport.pause_reading()
+
     def resume(self) -> None:
         if self.paused and self.transport is not None and not self.closed:
             self.paused = False
@@ -301,6 +316,32 @@ class Answer:
             if connection.error is not None:
                 raise connection.error
             await connection.wait()
+
+    async def pump(self, sink: Callable[[bytes], bool]) -> None:
+        """Give all that comes to `sink` as it comes, and return at the end. After a False from it nothing comes until `resume`."""
+        connection = self._connection
+        if connection.chunks:
+            data = b"".join(connection.chunks)
+            connection.chunks = []
+            connection.pending = 0
+            if not sink(data):
+                if not connection.complete and not connection.closed:
+                    connection.pause()
+            elif connection.paused:
+                connection.resume()
+        connection.sink = sink
+        try:
+            while not connection.complete and connection.error is None:
+                await connection.wait()
+        finally:
+            connection.sink = None
+        if connection.error is not None and not connection.complete:
+            raise connection.error
+        self._release()
+
+    def resume(self) -> None:
+        if not self._released:
+            self._connection.resume()
 
     def abort(self) -> None:
         """Give it up: the connection is closed, which tells the pod to stop."""
