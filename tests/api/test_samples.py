@@ -1,4 +1,4 @@
-"""Every sample, judged by the models; `e2e/test_crds.py` asks a real API server the same questions."""
+"""Every sample, judged by the models; `e2e/test_api.py` asks a real API server the same questions."""
 
 import pytest
 from tests.support.samples import Sample, samples

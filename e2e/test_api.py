@@ -1,11 +1,10 @@
 """The CRDs on a real API server: accepted, and judging every sample word by word.
 
-Needs `KUBECONFIG` and nothing of Corral but the CRDs, which it applies; it is run before an operator is there to write into the same objects. What
-it creates lives in a namespace of its own.
+Needs nothing of Corral but the CRDs: where there are none it applies them, and takes them away again. It is the first of the end-to-end tests, before
+an operator is there to write into the same objects. What it creates lives in a namespace of its own.
 """
 
 import json
-import os
 import secrets
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +20,7 @@ NAMESPACE = f"corral-crds-{secrets.token_hex(3)}"
 NOT_CHECKED = "some validation rules were not checked because the object was invalid"
 KINDS = {definition.model.KIND: definition.model for definition in DEFINITIONS}
 
-pytestmark = pytest.mark.skipif("KUBECONFIG" not in os.environ, reason="no KUBECONFIG")
+CRDS = [f"{model.PLURAL}.corral.dev" for model in KINDS.values()]
 
 
 def create(kube: Kubectl, obj: dict[str, Any]) -> dict[str, Any]:
@@ -30,16 +29,20 @@ def create(kube: Kubectl, obj: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def kube() -> Iterator[Kubectl]:
-    kube = Kubectl(os.environ["KUBECONFIG"])
-    kube.run("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds"))
-    kube.run("wait", "--for=condition=Established", "--timeout=30s", *(f"crd/{model.PLURAL}.corral.dev" for model in KINDS.values()))
-    kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+def kube(kubectl: Kubectl) -> Iterator[Kubectl]:
+    there = all(kubectl.get("crd", name) for name in CRDS)
+    if not there:
+        kubectl.run("apply", "--server-side", "-f", str(ROOT / "crds"))
+    kubectl.run("wait", "--for=condition=Established", "--timeout=30s", *(f"crd/{name}" for name in CRDS))
+    kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
     whole = next(sample for sample in samples("valid") if sample.name == "everything")
-    until("the CRDs are served", lambda: _taken(kube, whole.obj), timeout=30)
-    yield kube
-    kube.run("delete", "md,gatewayreports", "--all", "-n", NAMESPACE, "--wait=false")
-    kube.delete("namespace", NAMESPACE, wait=False)
+    until("the CRDs are served", lambda: _taken(kubectl, whole.obj), timeout=30)
+    yield kubectl
+    kubectl.run("delete", "md,gatewayreports", "--all", "-n", NAMESPACE, "--wait=false")
+    kubectl.delete("namespace", NAMESPACE, wait=False)
+    if not there:
+        kubectl.delete("crd", *CRDS, wait=False)
+        until("the CRDs are gone", lambda: not any(kubectl.get("crd", name) for name in CRDS), timeout=120)
 
 
 def _taken(kube: Kubectl, obj: dict[str, Any]) -> bool:
