@@ -9,6 +9,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 
 from corral_server.lifecycle import Refusal, State, Wake
+from corral_server.metrics import CONTENT_TYPE, exposition
 from corral_server.quantities import parse_seconds, parse_time, rfc3339
 from corral_server.supervisor import Supervisor
 from corral_server.tokens import CONTROL, Claims, InvalidTokenError, TokenVerifier
@@ -174,6 +175,12 @@ def make_control_app(supervisor: Supervisor, verifier: TokenVerifier) -> FastAPI
     @app.get("/healthz")
     async def healthz() -> Response:
         return answer({"status": "ok"})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        engine = supervisor.engine
+        body = exposition(supervisor.life, supervisor.totals, processing=engine.active if engine else 0, queued=supervisor.queued)
+        return Response(body, media_type=CONTENT_TYPE)
 
     @app.get("/readyz")
     async def readyz() -> Response:

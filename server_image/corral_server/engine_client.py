@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from corral_server.channel import Message
+from corral_server.metrics import Totals
 from corral_server.nursery import Child
 
 
@@ -82,8 +83,9 @@ class Stream:
 
 
 class EngineClient:
-    def __init__(self, child: Child) -> None:
+    def __init__(self, child: Child, totals: Totals) -> None:
         self.child = child
+        self._totals = totals
         self.queued = 0
         self.active = 0
         self.refusal: EngineError | None = None
@@ -108,6 +110,8 @@ class EngineClient:
         """Hand a step's events to their streams."""
         self.queued, self.active = message["queued"], message["active"]
         for event in message["e"]:
+            if "u" in event:
+                self._totals.finished(event["u"])
             stream = self._streams.get(event["i"])
             if stream is not None:
                 stream.put(event)

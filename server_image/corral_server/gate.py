@@ -14,7 +14,7 @@ from corral_server.supervisor import Supervisor
 from corral_server.tokens import InvalidTokenError, TokenVerifier
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/health", "/v1/health"})
-RESTING_PATHS = frozenset({"/v1/models", "/models", "/openapi.json", "/props", "/metrics"})
+RESTING_PATHS = frozenset({"/v1/models", "/models", "/openapi.json", "/props", "/slots", "/metrics"})
 """Answered whatever the model's state; they neither wake it nor count as use."""
 
 _SMALL_BODY = 64 << 10

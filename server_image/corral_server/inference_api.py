@@ -12,11 +12,14 @@ from starlette.types import ASGIApp
 from corral_server.control_api import ready
 from corral_server.engine_client import EngineError
 from corral_server.gate import Gate
+from corral_server.lifecycle import State
 from corral_server.openai.answers import ClientGoneError, json_response
 from corral_server.openai.chat import chat_completions
 from corral_server.openai.completions import completions
 from corral_server.openai.embeddings import embeddings
 from corral_server.openai.errors import ApiError, error_body
+from corral_server.openai.native import apply_template, completion, detokenize, embedding, properties, slot_list, tokenize
+from corral_server.openai.rerank import rerank
 from corral_server.openai.service import Service
 from corral_server.supervisor import Supervisor
 from corral_server.tokens import TokenVerifier
@@ -39,6 +42,13 @@ def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIA
     post("/v1/chat/completions", chat_completions)
     post("/v1/completions", completions)
     post("/v1/embeddings", embeddings)
+    for path in ("/v1/rerank", "/rerank", "/v1/reranking", "/reranking"):
+        post(path, rerank)
+    post("/tokenize", tokenize)
+    post("/detokenize", detokenize)
+    post("/apply-template", apply_template)
+    post("/completion", completion)
+    post("/embedding", embedding)
 
     def model_object(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": started, "owned_by": "corral"}
@@ -52,6 +62,21 @@ def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIA
         if name not in (service.served_name(request), supervisor.spec.served_name, supervisor.spec.name):
             raise ApiError(404, "model_not_found", f"there is no model {name!r} here", "model")
         return json_response(model_object(name))
+
+    @app.get("/props")
+    async def props(request: Request) -> Response:
+        return json_response(properties(service, request))
+
+    @app.get("/slots")
+    async def slots() -> Response:
+        return json_response(await slot_list(service))
+
+    @app.get("/health")
+    @app.get("/v1/health")
+    async def health() -> Response:
+        if supervisor.life.state is State.LOADED:
+            return json_response({"status": "ok"})
+        return json_response(error_body(503, "unavailable_error", f"the model is {supervisor.life.state}"), 503)
 
     @app.get("/healthz")
     async def healthz() -> Response:

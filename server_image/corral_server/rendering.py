@@ -33,6 +33,14 @@ class Rendering:
                 self._reader = asyncio.create_task(self._read(self._child))
 
     async def render(self, template: str, variables: dict[str, Any]) -> str:
+        """The prompt that a template makes; TemplateError says why it cannot."""
+        return await self._ask("the chat template", {"template": template, "variables": variables})
+
+    async def grammar(self, schema: Any) -> str:
+        """The grammar of a JSON schema."""
+        return await self._ask("the schema", {"schema": schema})
+
+    async def _ask(self, what: str, order: dict[str, Any]) -> str:
         await self.start()
         child = self._child
         if child is None:
@@ -41,12 +49,12 @@ class Rendering:
         number = self._next
         answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
-        child.channel.send({"i": number, "template": template, "variables": variables})
+        child.channel.send({"i": number, **order})
         try:
             return await asyncio.wait_for(answer, TIME_LIMIT)
         except TimeoutError:
             child.kill()
-            raise TemplateError(f"the chat template took longer than {TIME_LIMIT:.0f} s") from None
+            raise TemplateError(f"{what} took longer than {TIME_LIMIT:.0f} s") from None
         finally:
             self._waiting.pop(number, None)
 

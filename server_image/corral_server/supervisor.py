@@ -15,6 +15,7 @@ from corral_server.download.runner import download
 from corral_server.engine.plan import thread_count
 from corral_server.engine_client import EngineClient, EngineError
 from corral_server.lifecycle import Lifecycle, Problem, Refusal, State, Wake
+from corral_server.metrics import Totals
 from corral_server.nursery import Child, Nursery
 from corral_server.reasons import (
     ENGINE_CRASHED,
@@ -37,6 +38,7 @@ class Supervisor:
         self.settings = settings
         self.spec = spec
         self.life = Lifecycle()
+        self.totals = Totals()
         self.threads = thread_count(spec.engine.threads, machine.cpu_limit(), machine.physical_cores())
         self.nursery = Nursery(dict(settings.environ), self.threads)
         self.rendering = Rendering(self.nursery)
@@ -198,7 +200,7 @@ class Supervisor:
         try:
             async with self._engine_lock:
                 child = await self.nursery.fork("engine")
-            self.engine = EngineClient(child)
+            self.engine = EngineClient(child, self.totals)
             started = time.monotonic()
             child.channel.send(
                 {
@@ -265,6 +267,7 @@ class Supervisor:
         """An engine that died by itself is started again on the same devices, with back-off; a crash loop is reported and left asleep."""
         message = f"the engine ended with code {code}: {child.last_words() or 'it said nothing'}"
         log.error("%s", message)
+        self.totals.crashes += 1
         now = time.monotonic()
         self._crashes = [t for t in self._crashes if now - t < _CRASH_WINDOW] + [now]
         problem = Problem(ENGINE_CRASHED, message, retry=True, at=time.time())

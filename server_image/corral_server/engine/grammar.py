@@ -15,6 +15,7 @@ from corral_server.engine.vocabulary import Vocabulary
 MAX_BYTES = 64 << 10
 MAX_NESTING = 200
 _NEGATIVE = float("-inf")
+_OPENING = {'"': '"', "[": "]", "#": "\n"}
 
 
 class GrammarError(ValueError):
@@ -24,15 +25,30 @@ class GrammarError(ValueError):
 def check_grammar(text: str) -> None:
     if len(text.encode()) > MAX_BYTES:
         raise GrammarError(f"the grammar is longer than {MAX_BYTES} bytes")
+    if _nesting(text) > MAX_NESTING:
+        raise GrammarError(f"the grammar nests deeper than {MAX_NESTING}")
+
+
+def _nesting(text: str) -> int:
+    """The deepest group, outside of literals, character classes and comments."""
     depth = deepest = 0
+    closing = ""
+    skip = False
     for character in text:
-        if character in "([{":
+        if skip:
+            skip = False
+        elif closing:
+            skip = character == "\\" and closing != "\n"
+            if character == closing:
+                closing = ""
+        elif character in _OPENING:
+            closing = _OPENING[character]
+        elif character == "(":
             depth += 1
             deepest = max(deepest, depth)
-        elif character in ")]}":
-            depth = max(depth - 1, 0)
-    if deepest > MAX_NESTING:
-        raise GrammarError(f"the grammar nests deeper than {MAX_NESTING}")
+        elif character == ")":
+            depth -= 1
+    return deepest
 
 
 class Grammar:

@@ -115,7 +115,14 @@ def make_job(raw: dict[str, Any], vocabulary: Vocabulary, context_length: int) -
 def make_embed_job(raw: dict[str, Any], vocabulary: Vocabulary, limit: int) -> EmbedJob:
     inputs = []
     for index, item in enumerate(raw["inputs"]):
-        tokens = prompt_tokens(item, vocabulary, add_special=True, parse_special=False)
+        # A pair is a query and a document, joined as the model was trained: with its separator.
+        if isinstance(item, dict):
+            query = prompt_tokens(item["query"], vocabulary, add_special=True, parse_special=False)
+            document = prompt_tokens(item["document"], vocabulary, add_special=False, parse_special=False)
+            joint = [vocabulary.sep] if vocabulary.sep >= 0 else []
+            tokens = [*query, *([] if query and query[-1] in (vocabulary.sep, vocabulary.eos) else joint), *document, *joint]
+        else:
+            tokens = prompt_tokens(item, vocabulary, add_special=True, parse_special=False)
         if vocabulary.add_eos and tokens and tokens[-1] != vocabulary.eos and vocabulary.eos >= 0 and not isinstance(item, str):
             tokens.append(vocabulary.eos)
         if len(tokens) > limit:

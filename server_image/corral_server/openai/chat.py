@@ -37,7 +37,15 @@ async def chat_completions(service: Service, request: Request) -> Response:
     engine = service.generator(count)
     extra = fields.mapping(body, "chat_template_kwargs")
     prompt = await unless_gone(request, service.render(messages, body.get("tools") or None, extra))
-    job = {"prompt": prompt, "max_tokens": limit, "sampling": sampling, "stop": stop, "cache_prompt": fields.flag(body, "cache_prompt", default=True)}
+    constraint = await unless_gone(request, service.constraint(body))
+    job = {
+        **constraint,
+        "prompt": prompt,
+        "max_tokens": limit,
+        "sampling": sampling,
+        "stop": stop,
+        "cache_prompt": fields.flag(body, "cache_prompt", default=True),
+    }
     jobs = [job] + [{**job, "sampling": _reseeded(sampling, i)} for i in range(1, count)]
     head = Head.make("chatcmpl", service.served_name(request, body))
     generation = Generation(engine, jobs)

@@ -51,8 +51,10 @@ async def completions(service: Service, request: Request) -> Response:
         sampling["n_probs"] = max(top, 1)
     stop = fields.stops(body)
     engine = service.generator(len(prompts) * count)
+    constraint = await unless_gone(request, service.constraint(body))
     jobs = [
         {
+            **constraint,
             "prompt": p, "prompt_param": "prompt", "max_tokens": limit, "stop": stop, "cache_prompt": fields.flag(body, "cache_prompt", default=True),
             "sampling": {**sampling, "seed": sampling["seed"] + i} if "seed" in sampling and i else sampling,
         }

@@ -6,7 +6,8 @@ from typing import Any
 from starlette.requests import Request
 
 from corral_server.engine_client import EngineClient
-from corral_server.openai.errors import ApiError
+from corral_server.openai import fields
+from corral_server.openai.errors import ApiError, invalid
 from corral_server.rendering import CHATML, TemplateError
 from corral_server.supervisor import Supervisor
 
@@ -64,6 +65,33 @@ class Service:
             if len(raw) > _MAX_BODY:
                 raise ApiError(413, "too_large", f"the body is longer than {_MAX_BODY} bytes")
         return bytes(raw)
+
+    async def constraint(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The grammar that a request asks for, in any of the ways to ask: `response_format`, or llama.cpp's `grammar` and `json_schema`."""
+        form = fields.mapping(body, "response_format")
+        kind = fields.choice(form, "type", ("text", "json_object", "json_schema"), "text") if form else "text"
+        schema: Any = None
+        param = "response_format"
+        if kind == "json_schema":
+            described = fields.mapping(form, "json_schema") or form
+            schema = described.get("schema")
+            if not isinstance(schema, (dict, bool)):
+                raise invalid("response_format.json_schema.schema", "response_format.json_schema.schema is missing; it has to be a JSON schema")
+        elif kind == "json_object":
+            schema = form.get("schema") or {"type": "object"}
+        elif body.get("json_schema") is not None:
+            schema, param = body["json_schema"], "json_schema"
+        grammar = fields.text(body, "grammar")
+        if grammar and schema is not None:
+            raise invalid("grammar", "grammar and a JSON schema were both given; only one of them can hold")
+        if grammar:
+            return {"grammar": grammar, "grammar_param": "grammar"}
+        if schema is None:
+            return {}
+        try:
+            return {"grammar": await self._supervisor.rendering.grammar(schema), "grammar_param": param}
+        except TemplateError as error:
+            raise invalid(param, str(error)) from None
 
     async def render(self, messages: list[dict[str, Any]], tools: list[Any] | None, extra: Mapping[str, Any]) -> str:
         """The prompt that the model's own template makes of the messages."""

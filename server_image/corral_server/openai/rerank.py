@@ -1,0 +1,54 @@
+"""`/v1/rerank`: documents ordered by their relevance to a query, for models with pooling Rank, or by likeness for those that embed."""
+
+import math
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from corral_server.openai import fields
+from corral_server.openai.answers import json_response, unless_gone
+from corral_server.openai.errors import ApiError, invalid
+from corral_server.openai.service import Service
+
+_MAX_DOCUMENTS = 2048
+
+
+async def rerank(service: Service, request: Request) -> Response:
+    body = fields.parse_body(await service.body(request))
+    query = fields.text(body, "query")
+    raw = body.get("documents", body.get("texts"))
+    if not query:
+        raise invalid("query", f"query is {fields.shown(body.get('query'))}; it has to be a string")
+    if not isinstance(raw, list) or not raw or len(raw) > _MAX_DOCUMENTS:
+        raise invalid("documents", f"documents is {fields.shown(raw)}; it has to be a list of 1 to {_MAX_DOCUMENTS} texts")
+    documents = [_text(item, index) for index, item in enumerate(raw)]
+    count = fields.whole(body, "top_n", 1, _MAX_DOCUMENTS, len(documents)) or len(documents)
+    engine = service.engine()
+    if not service.pooling:
+        raise ApiError(400, "unsupported_endpoint", "this model is not served for ranking; set spec.engine.pooling to Rank to make it one")
+    ranks = service.pooling == "Rank"
+    inputs: list[Any] = [{"query": query, "document": d} for d in documents] if ranks else [query, *documents]
+    stream = engine.submit("embed", {"inputs": inputs})
+    try:
+        final = await unless_gone(request, stream.last())
+    finally:
+        stream.close()
+    vectors = final["vectors"]
+    scores = [v[0] for v in vectors] if ranks else [math.fsum(a * b for a, b in zip(vectors[0], v, strict=True)) for v in vectors[1:]]
+    order = sorted(range(len(documents)), key=lambda i: -scores[i])[:count]
+    results: list[dict[str, Any]] = [{"index": i, "relevance_score": scores[i]} for i in order]
+    if fields.flag(body, "return_documents"):
+        for result in results:
+            result["document"] = {"text": documents[result["index"]]}
+    used = final["u"]["prompt"]
+    return json_response(
+        {"object": "list", "model": service.served_name(request, body), "results": results, "usage": {"prompt_tokens": used, "total_tokens": used}}
+    )
+
+
+def _text(item: Any, index: int) -> str:
+    text = item.get("text") if isinstance(item, dict) else item
+    if not isinstance(text, str) or not text:
+        raise invalid(f"documents[{index}]", f"documents[{index}] is {fields.shown(item)}; it has to be a text")
+    return text
