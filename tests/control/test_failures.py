@@ -5,6 +5,7 @@ import time
 from tests.support.fake_world import MI
 
 from corral.domain import reasons
+from corral.kube.ports import COMMIT
 from corral_server.lifecycle import Problem
 
 
@@ -61,13 +62,9 @@ async def test_a_blocked_model_stays_blocked_for_the_next_leader(world, lead):
 async def test_a_wrong_checksum_found_by_the_download_stalls(world, lead):
     world.node("n1", 400 * MI)
     a, b = world.model("a", 100 * MI), world.model("b", 100 * MI)
+    world.download_errors[a] = problem("ChecksumMismatch", retry=False)
     lead()
     waiter = world.ask(a)
-    await world.until(lambda: world.pods_of(a))
-    life = world.pods_of(a)[0].supervisor
-    life.download_error = problem("ChecksumMismatch", retry=False)
-    life.life.download_failed(life.download_error)
-    life.told()
     await stalled(world, a, reasons.CHECKSUM_MISMATCH)
     await world.answered(b)
     assert not waiter.done.is_set()
@@ -147,3 +144,70 @@ async def test_a_model_that_can_never_fit_says_so_and_evicts_nobody(world, lead)
     world.ask(big)
     await stalled(world, big, reasons.DOES_NOT_FIT)
     assert world.loaded() == {a}
+
+
+async def test_an_engine_that_crashes_gives_its_memory_back_and_is_loaded_again_for_the_next_request(world, lead):
+    world.node("n1", 150 * MI)
+    a, b = world.model("a", 100 * MI), world.model("b", 100 * MI)
+    lead()
+    await world.answered(a)
+    pod = world.pods_of(a)[0]
+    pod.supervisor.life.load_failed(problem("EngineCrashed"), 10 * MI)
+    pod.supervisor.told()
+    await world.until(lambda: COMMIT not in pod.record.annotations)
+    await world.until(lambda: pod.record.memory_request == 10 * MI)
+    await world.answered(b)
+    await world.answered(a)
+    assert world.faults == []
+
+
+async def test_a_download_that_gave_up_is_tried_by_a_fresh_pod_once_the_source_answers(world, lead):
+    world.node("n1", 400 * MI)
+    a = world.model("a", 100 * MI)
+    lead()
+    await world.until(lambda: world.condition(a, "Ready").get("status") == "True")
+    world.estimates[a] = {"ok": False, "reason": "SourceNotFound", "message": "404", "retry": False}
+    world.download_errors[a] = problem("SourceNotFound", retry=False)
+    waiter = world.ask(a)
+    await stalled(world, a, reasons.SOURCE_NOT_FOUND)
+    del world.estimates[a]
+    del world.download_errors[a]
+    await world.until(waiter.done.is_set)
+    assert world.faults == []
+
+
+async def test_a_supervisor_that_falls_silent_counts_in_full(world, lead):
+    world.node("n1", 150 * MI)
+    a, b = world.model("a", 100 * MI), world.model("b", 100 * MI)
+    running = lead()
+    await world.answered(a)
+    await world.until(lambda: not running.controller.plan_view()["underWay"])
+    pod = world.pods_of(a)[0]
+    await pod.supervisor.stop()
+    waiter = world.ask(b)
+    await world.until(lambda: world.condition(b, "Loaded").get("reason") == reasons.WAITING_FOR_MEMORY)
+    assert "unreachable" in world.condition(b, "Loaded")["message"]
+    assert COMMIT in pod.record.annotations
+    world.remove(pod)
+    await world.until(waiter.done.is_set)
+    assert world.faults == []
+
+
+async def test_a_commitment_whose_answer_was_lost_is_not_given_twice(world, lead):
+    world.node("n1", 150 * MI)
+    a, b = world.model("a", 100 * MI), world.model("b", 100 * MI)
+    running = lead()
+    annotate, lost = running.client.annotate, []
+
+    async def losing(pod, annotations, *, precondition):
+        answer = await annotate(pod, annotations, precondition=precondition)
+        if annotations.get(COMMIT) and not lost:
+            lost.append(pod.name)
+            raise TimeoutError("no answer")
+        return answer
+
+    running.client.annotate = losing
+    first, second = world.ask(a), world.ask(b)
+    await world.until(lambda: first.done.is_set() and second.done.is_set())
+    assert lost
+    assert world.faults == []

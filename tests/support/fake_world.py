@@ -25,6 +25,7 @@ from corral.control.settings import ControlSettings
 from corral.domain.model import HOST_ID, Device, DeviceKey, DeviceKind, Node
 from corral.kube.ports import COMMIT, DEVICES, Conflict, EstimateRequest, Gone, NotLeader, PodRecord, Refused, ReplicaRequest, Sink
 from corral.tokens import TokenSigner
+from corral_server.lifecycle import Problem
 
 MI = 1 << 20
 EPOCH_0 = "2026-01-01T00:00:00Z"
@@ -67,6 +68,7 @@ class World:
         self.pools: dict[str, dict[str, Any]] = {}
         self.sizes: dict[str, int] = {}
         self.estimates: dict[str, dict[str, Any]] = {}
+        self.download_errors: dict[str, Problem] = {}
         self.events: list[tuple[str, str, str]] = []
         self.status_writes: list[tuple[str, dict[str, Any]]] = []
         self.faults: list[str] = []
@@ -266,6 +268,7 @@ class World:
             annotations={DEVICES: json.dumps([it.id for it in request.devices])},
         )  # fmt: skip
         supervisor = FakeSupervisor(uid, self.sizes[request.model], request.memory_request, self._heard, self.told)
+        supervisor.download_error = self.download_errors.get(request.model)
         pod = self.pods[key] = SimPod(record, supervisor, request)
         pod.starter = self._spawn(self._start(pod))
         return self.put(pod)

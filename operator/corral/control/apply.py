@@ -20,6 +20,7 @@ from corral.control.pods import Order, Pod
 from corral.control.recorder import Recorder
 from corral.control.settings import ControlSettings
 from corral.control.shell import Abandoned, Shell, to_json
+from corral.domain import reasons
 from corral.domain.model import ReplicaState
 from corral.domain.plan import Action, Create, Delete, Estimate, Evict, Load, Plan
 from corral.kube.ports import LOADED_FOR, TURN, Conflict, Gone, NotLeader, Refused
@@ -139,8 +140,8 @@ class Applier:
         store, record, status = self._shell.store, pod.record, pod.status
         if pod.orphaned:
             if not pod.gone:
-                store.order(key, Order("Delete", "Deleted", now))
-                self._run(key, self._delete(Delete(record.model, "Deleted", f"its ModelDeployment {record.model} is gone", key)))
+                store.order(key, Order("Delete", reasons.DELETED, now))
+                self._run(key, self._delete(Delete(record.model, reasons.DELETED, f"its ModelDeployment {record.model} is gone", key)))
             return
         if pod.gone or status is None or not pod.reachable:
             return
@@ -148,6 +149,18 @@ class Applier:
             served = status.state is ReplicaState.LOADED and status.served > 0
             if served and LOADED_FOR in record.annotations:
                 self._run(f"mark {key}", self._mark(key, {LOADED_FOR: None}))
+            return
+        facts = store.facts.get(record.model)
+        if (
+            status.state is ReplicaState.FAILED
+            and status.error is not None
+            and not status.error.retry
+            and facts is not None
+            and facts.blocked is None
+        ):
+            # It gave up on its file, and what stood in the way is gone or the spec has changed: a fresh pod tries again.
+            store.order(key, Order("Delete", reasons.FAILED, now))
+            self._run(key, self._delete(Delete(record.model, reasons.FAILED, f"{record.name} gave up on its file: {status.error.message}", key)))
             return
         idle_host = pod.host and record.memory_wanted > self._shell.residue(record.model)
         if pod.commitment is not None or idle_host:

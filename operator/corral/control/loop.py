@@ -170,8 +170,14 @@ class Controller:
         self._applier.apply(plan, now)
         self._applier.settle(touched, now)
         self._applier.retry_estimates(now)
-        self._acknowledge()
+        decide_again = self._acknowledge()
         self._tell()
+        # What this round itself ordered was decided upon already: it is taken in without another round.
+        self.store.refresh(now)
+        if decide_again:
+            self.store.wake.set()
+        else:
+            self.store.wake.clear()
         self._models.mark(self.store.take_dirty_statuses())
         self._pools.mark(self.store.take_dirty_pools())
         times = [self._resync_at, plan.wake_at, self._applier.next_release(now), self.store.next_time(now)]
@@ -204,8 +210,9 @@ class Controller:
             facts.queue_since, facts.queue_until = place
             self.store.touch_model(key)
 
-    def _acknowledge(self) -> None:
-        """A wish that came true, or cannot, is taken note of; its gateway then stops reporting it."""
+    def _acknowledge(self) -> bool:
+        """A wish that came true, or cannot, is taken note of; its gateway then stops reporting it. True when there was one."""
+        acknowledged = False
         for key, demand in [(key, it) for key, it in self.store.state.demand.items() if it.wish]:
             replicas = [self.store.state.replicas[it] for it in self.store.state.by_model.get(key, ())]
             model, verdict, facts = self.store.state.models.get(key), self._verdicts.get(key), self.store.facts.get(key)
@@ -219,7 +226,8 @@ class Controller:
                 facts.wish = (int(number), demand.wish, gateway.rpartition("/")[2])
                 self.store.dirty.demand.add(key)
                 self.store.dirty.status.add(key)
-                self.store.wake.set()
+                acknowledged = True
+        return acknowledged
 
     def _tell(self) -> None:
         """Events and metrics of what supervisors reported."""

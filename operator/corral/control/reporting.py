@@ -22,6 +22,7 @@ Observed = Callable[[str], Mapping[str, Any]]
 WORDS = frozenset({"message", "explanation", "lastUsed", "backoff"})
 """Parts of a status that say more about what the rest says already."""
 RETRY = 1.0
+RENDERED_AT_ONCE = 16
 
 
 class Reporter:
@@ -80,9 +81,11 @@ class Reporter:
             for key in due:
                 del self._later[key]
                 self._dirty[key] = None
-            for key in list(self._dirty):
+            for count, key in enumerate(list(self._dirty)):
                 if len(self._writing) >= self._settings.status_concurrency:
                     break
+                if count % RENDERED_AT_ONCE == RENDERED_AT_ONCE - 1:
+                    await asyncio.sleep(0)  # a resync renders everything; nobody's wake waits for that
                 if key not in self._writing:
                     del self._dirty[key]
                     self._start(key, now)
