@@ -67,8 +67,9 @@ class FakeSupervisor:
     async def stop(self) -> None:
         for task in self._tasks:
             task.cancel()
-        if self._runner is not None:
-            await self._runner.cleanup()
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
 
     @property
     def resident(self) -> bool:

@@ -320,6 +320,8 @@ class World:
 
     async def close(self) -> None:
         self.sinks.clear()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=2)
         for pod in list(self.pods.values()):
             await pod.supervisor.stop()
         for task in list(self._tasks):
