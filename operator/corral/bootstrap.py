@@ -148,7 +148,9 @@ class _Operator:
 
         kopf_stop, kopf_ready = asyncio.Event(), asyncio.Event()
         loop_task = asyncio.create_task(controller.run(stop), name="control loop")
-        kopf_task = asyncio.create_task(watch_resources(gates, self._client.connection, kopf_stop, kopf_ready), name="kopf")
+        kopf_task = asyncio.create_task(
+            watch_resources(gates, self._client.connection, kopf_stop, kopf_ready, identity=settings.identity), name="kopf"
+        )
         watches = [
             asyncio.create_task(read_resources(), name="lists"),
             asyncio.create_task(pods.run(), name="pods"),

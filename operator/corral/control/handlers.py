@@ -80,9 +80,16 @@ def make_settings() -> kopf.OperatorSettings:
     return settings
 
 
-async def watch_resources(feeds: Sequence[Feed], connect: Connect, stop: asyncio.Event, ready: asyncio.Event) -> None:
+async def watch_resources(feeds: Sequence[Feed], connect: Connect, stop: asyncio.Event, ready: asyncio.Event, *, identity: str = "corral") -> None:
     """Until `stop`. Ends, or raises, earlier when kopf does; the process should end then."""
     logging.getLogger("kopf.objects").setLevel(logging.INFO)
     await kopf.operator(
-        registry=make_registry(feeds, connect), settings=make_settings(), clusterwide=True, standalone=True, stop_flag=stop, ready_flag=ready
+        registry=make_registry(feeds, connect),
+        settings=make_settings(),
+        clusterwide=True,
+        standalone=True,
+        # Of no use without peering; but left to itself kopf asks for the user's name, and a container's user has none.
+        identity=identity,
+        stop_flag=stop,
+        ready_flag=ready,
     )
