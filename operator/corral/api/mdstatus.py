@@ -268,6 +268,8 @@ class ModelDeploymentStatus(Part):
     """The estimate as the server image gave it."""
     queue_since: Time | None = None
     """Since when its place in the queue counts."""
+    queue_until: Time | None = None
+    """Until when that place is kept although nobody waits any more."""
     turns: Count | None = None
     """How many turns it had."""
 
