@@ -60,68 +60,40 @@ def request_id_of(headers: Headers) -> bytes:
 class Exchange:
     """See the module's docstring. One object per request; `run` once."""
 
-    __slots__ = (
-        "admission",
-        "answer",
-        "api_key",
-        "arrived",
-        "asked",
-        "body",
-        "committed",
-        "gateway",
-        "gone",
-        "grant",
-        "granted_at",
-        "headers",
-        "id",
-        "key",
-        "receive",
-        "reply",
-        "request_id",
-        "route",
-        "scope",
-        "sending",
-        "served",
-        "status",
-        "tail",
-        "used",
-        "waited",
-        "waiter",
-        "was_resident",
-    )
+    body: KeptBody | None = None
+    asked: Asked | None = None
+    api_key: ApiKey | None = None
+    admission: Admission | None = None
+    used: int | None = None
+    """Tokens, as far as the pod told."""
+    key = ""
+    """Of the model: `namespace/name`."""
+    grant: Grant | None = None
+    granted_at = 0.0
+    answer: Answer | None = None
+    sending: Sending | None = None
+    waiter: asyncio.Future[Any] | None = None
+    gone = False
+    committed = False
+    """The status line went out (200 and an event stream), before a pod was found."""
+    waited = 0.0
+    was_resident = True
+    served = False
+    status = 0
+    tail = b""
+    """The last bytes that passed, for what is to be known of an answer's end."""
 
     def __init__(self, gateway: Gateway, route: Proxied, scope: Scope, receive: bodies.Receive, send: Send) -> None:
         self.gateway = gateway
         self.route = route
         self.scope = scope
         self.receive = receive
-        connection = scope.get("corral.connection")
-        self.reply: DirectReply | AsgiReply = AsgiReply(send) if connection is None else DirectReply(connection)
-        self.tail = b""
-        """The last bytes that passed, for what is to be known of an answer's end."""
         self.headers: Headers = scope["headers"]
         self.id = gateway.next_id()
         self.request_id = request_id_of(self.headers)
         self.arrived = gateway.driver.now()
-        self.api_key: ApiKey | None = None
-        self.admission: Admission | None = None
-        self.used: int | None = None
-        """Tokens, as far as the pod told."""
-        self.body: KeptBody | None = None
-        self.asked: Asked | None = None
-        self.key = ""
-        self.grant: Grant | None = None
-        self.granted_at = 0.0
-        self.answer: Answer | None = None
-        self.sending: Sending | None = None
-        self.waiter: asyncio.Future[Any] | None = None
-        self.gone = False
-        self.committed = False
-        """The status line went out (200 and an event stream), before a pod was found."""
-        self.waited = 0.0
-        self.was_resident = True
-        self.served = False
-        self.status = 0
+        connection = scope.get("corral.connection")
+        self.reply: DirectReply | AsgiReply = AsgiReply(send) if connection is None else DirectReply(connection)
 
     def client_gone(self) -> None:
         """Called by the server, from outside of `run`, when the client's connection ends."""

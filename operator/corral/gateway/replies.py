@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 if TYPE_CHECKING:
-    from corral.gateway.server import GatewayProtocol
+    from corral.gateway.connections import GatewayProtocol
 
 Headers = list[tuple[bytes, bytes]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
