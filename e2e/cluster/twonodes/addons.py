@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,19 @@ def kubectl(kubeconfig: Path, *arguments: str, stdin: str = "") -> str:
     return done.stdout
 
 
-def apply_gateway_crds(kubeconfig: Path) -> None:
+def add_ingress(kubeconfig: Path, patience: float = 20) -> None:
     crds = tools.folder(tools.GATEWAY_API) / "crds"
     kubectl(kubeconfig, "apply", "--server-side", "--force-conflicts", "-f", str(crds))
+    end = time.monotonic() + patience
+    while True:  # a CRD that was just applied is not served yet
+        try:
+            apply(kubeconfig, ingress_objects())
+        except ClusterError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+        else:
+            return
 
 
 def ingress_objects() -> list[dict[str, Any]]:
@@ -98,7 +109,7 @@ def traefik_config(address: str) -> dict[str, Any]:
     return {
         "global": {"checkNewVersion": False, "sendAnonymousUsage": False},
         "api": {"dashboard": False},
-        "log": {"level": "INFO"},
+        "log": {"level": "INFO", "noColor": True},
         "entryPoints": {"web": {"address": f"{address}:{HTTP_PORT}"}},
         "providers": {
             "kubernetesIngress": {"ingressClass": CLASS, "ingressEndpoint": {"ip": address}},

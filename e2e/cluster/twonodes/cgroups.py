@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from twonodes.processes import send
+from twonodes.state import SUFFIX
 
-ROOT = "corral-e2e"
+ROOT = f"corral-e2e{SUFFIX}"
 MOUNT = Path("/sys/fs/cgroup")
 
 
@@ -38,6 +39,10 @@ def down(patience: float = 5) -> None:
         if time.monotonic() > end:
             raise RuntimeError(f"control groups that cannot be removed: {', '.join(map(str, groups))}")
         time.sleep(0.02)
+
+
+def leftovers() -> list[Path]:
+    return [hierarchy / ROOT for hierarchy in _hierarchies() if (hierarchy / ROOT).exists()]
 
 
 def _hierarchies() -> list[Path]:

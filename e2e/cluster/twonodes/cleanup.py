@@ -3,29 +3,23 @@
 import contextlib
 import ctypes
 import os
-import re
 import shutil
 from pathlib import Path
 
 from twonodes import cgroups, network, processes
+from twonodes.node import FIXED_FOLDERS
 from twonodes.state import ClusterError
 
 DETACH = 2
-SHIM_SOCKETS = Path("/run/containerd/s")
-CONTAINER_LOGS = Path("/var/log/containers")
-CNI_RESULTS = Path("/var/lib/cni/results")
 NAMESPACES = Path("/run/netns")
-# Every kubelet puts its socket for device plugins here, whatever its own folder is.
-DEVICE_PLUGINS = Path("/var/lib/kubelet/device-plugins")
 
 
 def down(state: Path) -> None:
-    sockets = _shim_sockets(state)
     processes.stop(state)
     cgroups.down()
     _unmount_below(state)
     network.down()
-    _remove_strays(state, sockets)
+    _remove_empty_folders()
     if state.exists():
         if left := _mounts_below(state):
             raise ClusterError(f"still mounted, so {state} is not removed: {', '.join(left)}")
@@ -34,47 +28,22 @@ def down(state: Path) -> None:
 
 def leftovers(state: Path) -> list[str]:
     """What is still there of a cluster, in words; empty after `down`."""
+    links = [path for path in Path("/sys/class/net").iterdir() if path.name == network.BRIDGE or path.name.startswith(f"{network.PREFIX}-v")]
     found = [f"process {pid} ({name})" for pid, name in processes.members(state).items()]
     found += [f"mount {path}" for path in _mounts_below(state)]
-    found += [f"control group {path}" for path in cgroups.MOUNT.glob(f"**/{cgroups.ROOT}")]
-    found += [f"network namespace {path}" for path in NAMESPACES.glob("corral-n*")]
-    found += [f"interface {path.name}" for path in Path("/sys/class/net").glob("corral*")]
-    found += [f"file {path}" for path in (state, *CNI_RESULTS.glob("corral-n*"), *_log_links(state)) if path.exists() or path.is_symlink()]
-    return found
+    found += [f"control group {path}" for path in cgroups.leftovers()]
+    found += [f"network namespace {path}" for path in NAMESPACES.glob(f"{network.PREFIX}-n*")]
+    found += [f"interface {path.name}" for path in links]
+    return found + ([f"folder {state}"] if state.exists() else [])
 
 
-def _shim_sockets(state: Path) -> set[Path]:
-    """containerd's shims listen below /run/containerd, and leave their sockets there when they are killed; each bundle names its own."""
-    found = set()
-    for name in ("address", "bootstrap.json"):
-        for file in state.glob(f"node-*/run/io.containerd.runtime.v2.task/*/*/{name}"):
-            with contextlib.suppress(OSError):
-                for digest in re.findall(rf"unix://{SHIM_SOCKETS}/([0-9a-f]+)", file.read_text()):
-                    found.add(SHIM_SOCKETS / digest)
-    return found
-
-
-def _remove_strays(state: Path, sockets: set[Path]) -> None:
-    kubelets = [] if processes.foreign(state, "kubelet") else [*DEVICE_PLUGINS.glob("kubelet*")]
-    for path in (*sockets, *CNI_RESULTS.glob("corral-n*"), *_log_links(state), *kubelets):
-        with contextlib.suppress(OSError):
-            path.unlink()
+def _remove_empty_folders() -> None:
+    """The points that the nodes mounted their own folders on; what somebody else uses stays."""
     if NAMESPACES.is_dir() and not any(NAMESPACES.iterdir()):
         ctypes.CDLL(None).umount2(os.fsencode(NAMESPACES), 0)  # `ip netns` mounts it on itself
-    for folder in (SHIM_SOCKETS, CNI_RESULTS, DEVICE_PLUGINS):
-        for emptied in (folder, folder.parent):
-            with contextlib.suppress(OSError):
-                emptied.rmdir()  # only when it is empty: somebody else's stays
-    for folder in (CONTAINER_LOGS, NAMESPACES):
+    for folder in (*FIXED_FOLDERS, NAMESPACES):
         with contextlib.suppress(OSError):
             folder.rmdir()
-
-
-def _log_links(state: Path) -> list[Path]:
-    """The kubelet links each container's log here, whatever its own folder for logs is."""
-    if not CONTAINER_LOGS.is_dir():
-        return []
-    return [path for path in CONTAINER_LOGS.iterdir() if path.is_symlink() and str(path.readlink()).startswith(f"{state}/")]
 
 
 def _mounts_below(state: Path) -> list[str]:

@@ -30,9 +30,7 @@ def up(state: Path) -> None:
     if memory:
         quantity(memory)
     if taken := network.conflict():
-        raise ClusterError(f"the interface {taken} already has an address in 10.89.0.0/24, which the nodes use")
-    if other := processes.foreign(state, "kubelet"):
-        raise ClusterError(f"another kubelet runs on this machine (process {other[0]}); two would share /var/lib/kubelet/device-plugins")
+        raise ClusterError(f"the interface {taken} already has an address in {network.NODES}.0/24, which the nodes use")
     nodes = [Node(state, index) for index in range(1, NODES + 1)]
     cgroups.up([node.name for node in nodes])
     network.up(NODES)
@@ -47,7 +45,10 @@ def up(state: Path) -> None:
     for node in nodes:
         node.start_agents(authority, memory)
     addons.start_coredns(state, authority)
-    _add_ingress(state, authority)
+    admin = authority.kubeconfig("admin")
+    addons.apply(admin, addons.dns_objects())
+    addons.add_ingress(admin)
+    addons.start_traefik(state, authority)
     _wait_nodes(authority, nodes)
     for name, address in (("coredns", (network.address(1), 1053)), ("traefik", (network.address(1), addons.HTTP_PORT))):
         _wait_port(state, name, address)
@@ -90,22 +91,6 @@ def load(state: Path, *archives: Path) -> None:
 def _fill(node: Node, archives: list[Path]) -> None:
     node.wait_containerd()
     images.load(node.socket, *archives)
-
-
-def _add_ingress(state: Path, authority: Authority) -> None:
-    admin = authority.kubeconfig("admin")
-    addons.apply(admin, addons.dns_objects())
-    addons.apply_gateway_crds(admin)
-    end = time.monotonic() + 20
-    while True:  # a CRD that was just applied is not served yet
-        try:
-            addons.apply(admin, addons.ingress_objects())
-            break
-        except ClusterError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.1)
-    addons.start_traefik(state, authority)
 
 
 def _wait_nodes(authority: Authority, nodes: list[Node], patience: float = 60) -> None:

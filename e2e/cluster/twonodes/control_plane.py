@@ -5,6 +5,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 from twonodes import network, processes, tools
@@ -37,7 +38,7 @@ def certificates(folder: Path, nodes: list[str]) -> Authority:
 def start(state: Path, authority: Authority) -> None:
     folder = state / "control-plane"
     folder.mkdir(exist_ok=True)
-    etcd = ["--data-dir", folder / "etcd", "--unsafe-no-fsync", "--log-level=warn"]
+    etcd: list[str | Path] = ["--data-dir", folder / "etcd", "--unsafe-no-fsync", "--log-level=warn"]
     for flag, port in (("client", 2379), ("peer", 2380)):
         etcd.append(f"--listen-{flag}-urls=http://127.0.0.1:{port}")
     etcd += ["--advertise-client-urls=http://127.0.0.1:2379", "--initial-advertise-peer-urls=http://127.0.0.1:2380"]
@@ -121,5 +122,5 @@ def _apiserver(authority: Authority) -> list[str]:
     ]
 
 
-def _start(state: Path, program: str, arguments: list[str | Path]) -> None:
+def _start(state: Path, program: str, arguments: Sequence[str | Path]) -> None:
     processes.start(state, program, [*network.enter(1), str(tools.folder(tools.KUBERNETES) / program), *map(str, arguments)])

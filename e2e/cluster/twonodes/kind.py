@@ -5,13 +5,12 @@ traefik runs in the first node's container, as a process beside the kubelet, so 
 
 import json
 import subprocess
-import time
 from pathlib import Path
 
 from twonodes import addons, images, tools
-from twonodes.state import ClusterError
+from twonodes.state import SUFFIX, ClusterError
 
-NAME = "corral-e2e"
+NAME = f"corral-e2e{SUFFIX}"
 FIRST = f"{NAME}-control-plane"
 
 
@@ -35,8 +34,7 @@ def up(state: Path) -> dict[str, str]:
     _kind("create", "cluster", "--name", NAME, "--kubeconfig", str(kubeconfig), "--wait", "120s", "--config", "-", stdin=json.dumps(config))
     addons.kubectl(kubeconfig, "taint", "nodes", FIRST, "node-role.kubernetes.io/control-plane-")
     load(*images.own_archives())
-    addons.apply_gateway_crds(kubeconfig)
-    _apply_when_served(kubeconfig)
+    addons.add_ingress(kubeconfig)
     address = _docker("inspect", "-f", '{{(index .NetworkSettings.Networks "kind").IPAddress}}', FIRST)
     _start_traefik(state, address)
     return {
@@ -64,18 +62,6 @@ def down() -> None:
 def load(*archives: Path) -> None:
     for archive in archives:
         _kind("load", "image-archive", str(archive), "--name", NAME)
-
-
-def _apply_when_served(kubeconfig: Path) -> None:
-    end = time.monotonic() + 20
-    while True:
-        try:
-            addons.apply(kubeconfig, addons.ingress_objects())
-            return
-        except ClusterError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.5)
 
 
 def _start_traefik(state: Path, address: str) -> None:

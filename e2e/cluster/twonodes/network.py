@@ -1,29 +1,34 @@
 """The machine's part of the network: one namespace a node, a bridge between them, routes to the pods. Nothing leaves this machine.
 
-Node i is 10.89.0.i with the pods 10.244.i.0/24; the machine itself is 10.89.0.254, so that tests reach nodes, pods and Services directly.
+Node i is 10.89.0.i with the pods 10.244.i.0/24; the machine itself is 10.89.0.254, so that tests reach nodes, pods and Services directly. A
+further cluster on the machine has its number added to the second byte of each.
 """
 
 import json
 import subprocess
 
-BRIDGE = "corral0"
-HOST = "10.89.0.254"
-SERVICES = "10.96.0.0/16"
-PODS = "10.244.0.0/16"
-API_SERVICE = "10.96.0.1"
-DNS_SERVICE = "10.96.0.10"
+from twonodes.state import INSTANCE
+
+PREFIX = f"corral{INSTANCE or ''}"
+BRIDGE = f"corral{INSTANCE}"
+NODES = f"10.{89 + INSTANCE}.0"
+HOST = f"{NODES}.254"
+SERVICES = f"10.{110 + INSTANCE}.0.0/16" if INSTANCE else "10.96.0.0/16"
+PODS = f"10.{244 + INSTANCE}.0.0/16"
+API_SERVICE = SERVICES.replace("0.0/16", "0.1")
+DNS_SERVICE = SERVICES.replace("0.0/16", "0.10")
 
 
 def namespace(index: int) -> str:
-    return f"corral-n{index}"
+    return f"{PREFIX}-n{index}"
 
 
 def address(index: int) -> str:
-    return f"10.89.0.{index}"
+    return f"{NODES}.{index}"
 
 
 def pod_range(index: int) -> str:
-    return f"10.244.{index}.0/24"
+    return PODS.replace("0.0/16", f"{index}.0/24")
 
 
 def up(nodes: int) -> None:
@@ -34,8 +39,8 @@ def up(nodes: int) -> None:
     for index in indices:
         inside = ("-n", namespace(index))
         _ip("netns", "add", namespace(index))
-        _ip("link", "add", f"corral-v{index}", "type", "veth", "peer", "name", "eth0", "netns", namespace(index))
-        _ip("link", "set", f"corral-v{index}", "master", BRIDGE, "up")
+        _ip("link", "add", f"{PREFIX}-v{index}", "type", "veth", "peer", "name", "eth0", "netns", namespace(index))
+        _ip("link", "set", f"{PREFIX}-v{index}", "master", BRIDGE, "up")
         _ip(*inside, "link", "set", "lo", "up")
         _ip(*inside, "address", "add", f"{address(index)}/24", "dev", "eth0")
         _ip(*inside, "link", "set", "eth0", "up")
@@ -54,11 +59,11 @@ def enter(index: int) -> list[str]:
 
 def down() -> None:
     for entry in json.loads(_output("netns", "list")):
-        if entry["name"].startswith("corral-n"):
+        if entry["name"].startswith(f"{PREFIX}-n"):
             _ip("netns", "delete", entry["name"], check=False)
     names = {link["ifname"] for link in json.loads(_output("link", "show"))}
     for name in names:
-        if name == BRIDGE or name.startswith("corral-v"):
+        if name == BRIDGE or name.startswith(f"{PREFIX}-v"):
             _ip("link", "delete", name, check=False)
 
 
@@ -66,7 +71,7 @@ def conflict() -> str:
     """The interface that already has an address of ours, if there is one."""
     for link in json.loads(_output("address", "show")):
         addresses = [entry["local"] for entry in link.get("addr_info", []) if entry["family"] == "inet"]
-        if any(found.startswith("10.89.0.") for found in addresses):
+        if any(found.startswith(f"{NODES}.") for found in addresses):
             return str(link["ifname"])
     return ""
 

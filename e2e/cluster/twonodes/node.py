@@ -11,6 +11,8 @@ from twonodes.pki import Authority
 from twonodes.state import ClusterError
 
 UNITS = {"": 1, "Ki": 1024, "Mi": 1024**2, "Gi": 1024**3, "k": 1000, "M": 1000**2, "G": 1000**3}
+# Written to by containerd's shims, libcni and the kubelet, whatever their configuration says.
+FIXED_FOLDERS = (Path("/run/containerd"), Path("/var/lib/cni"), Path("/var/lib/kubelet"), Path("/var/log/containers"))
 
 
 class Node:
@@ -25,13 +27,21 @@ class Node:
         return self.folder / "containerd.sock"
 
     def start_containerd(self) -> None:
+        """In a mount namespace of the node's own: its mounts end with its processes, and each node has the folders that cannot be configured."""
         for name in ("cni", "cni-state", "cdi", "kubelet", "pod-logs", "plugins"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         (self.folder / "cni" / "10-corral.conflist").write_text(json.dumps(self._cni(), indent=1))
         config = self.folder / "containerd.toml"
         config.write_text(self._containerd())
-        # The shim puts its sockets under /run/containerd whatever the configuration says; `down` finds them by the bundles.
-        self._start("containerd", [str(tools.folder(tools.CONTAINERD) / "containerd"), "--config", str(config)], self._path())
+        steps = ["mount --make-rshared /"]
+        for fixed in FIXED_FOLDERS:
+            own = self.folder / "fixed" / str(fixed).strip("/").replace("/", "-")
+            own.mkdir(parents=True)
+            fixed.mkdir(parents=True, exist_ok=True)
+            steps.append(f"mount --bind {own} {fixed}")
+        steps.append('exec "$@"')
+        apart = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", "; ".join(steps), "sh"]
+        self._start("containerd", [*apart, str(tools.folder(tools.CONTAINERD) / "containerd"), "--config", str(config)], self._path())
 
     def wait_containerd(self, patience: float = 30) -> None:
         end = time.monotonic() + patience
@@ -54,7 +64,8 @@ class Node:
             f"--hostname-override={self.name}",
             f"--node-ip={network.address(self.index)}",
         ]
-        self._start("kubelet", [str(programs / "kubelet"), *flags], self._path())
+        containerd = processes.recorded(self.state, f"{self.name}-containerd")
+        self._start("kubelet", ["nsenter", f"--mount=/proc/{containerd}/ns/mnt", str(programs / "kubelet"), *flags], self._path())
         self._start("kube-proxy", [str(programs / "kube-proxy"), f"--config={proxy}"])
 
     def _start(self, program: str, command: list[str], environment: dict[str, str] | None = None) -> None:
@@ -72,7 +83,7 @@ class Node:
         }
         bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "hairpinMode": True, "ipMasq": False, "ipam": addresses}
         portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
-        return {"cniVersion": "1.0.0", "name": f"corral-n{self.index}", "plugins": [bridge, portmap]}
+        return {"cniVersion": "1.0.0", "name": network.namespace(self.index), "plugins": [bridge, portmap]}
 
     def _containerd(self) -> str:
         runtime = "io.containerd.cri.v1.runtime"

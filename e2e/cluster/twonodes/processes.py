@@ -28,6 +28,10 @@ def start(state: Path, name: str, command: list[str], environment: dict[str, str
     (state / "pids" / name).write_text(f"{process.pid}\n")
 
 
+def recorded(state: Path, name: str) -> int:
+    return int((state / "pids" / name).read_text())
+
+
 def members(state: Path) -> dict[int, str]:
     """Every living process with our mark, by id, with its program's name; containers are not among them (they hold no such variable)."""
     mark = f"{MEMBER}={state}".encode()
@@ -55,18 +59,6 @@ def stop(state: Path, patience: float = 10) -> None:
         for pid in found:
             send(pid, signal.SIGKILL)
         time.sleep(0.02)
-
-
-def foreign(state: Path, program: str) -> list[int]:
-    """The processes of that name that are none of ours."""
-    own = members(state)
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) not in own:
-            with contextlib.suppress(OSError):
-                if (entry / "comm").read_text().strip() == program and (entry / "environ").read_bytes():  # a zombie has no environment
-                    found.append(int(entry.name))
-    return found
 
 
 def send(pid: int, number: signal.Signals) -> None:

@@ -13,6 +13,18 @@ TOOL_SOURCES = Path(__file__).resolve().parents[1] / "tools"
 MEMBER = "CORRAL_E2E_MEMBER"
 
 
+def _instance() -> int:
+    text = os.environ.get("CORRAL_E2E_INSTANCE") or "0"
+    if text not in set("0123456789"):
+        sys.exit(f"CORRAL_E2E_INSTANCE is {text!r}: it must be one digit")
+    return int(text)
+
+
+# More than one cluster can be up on a machine; each has its own addresses, names and state folder.
+INSTANCE = _instance()
+SUFFIX = f"-{INSTANCE}" if INSTANCE else ""
+
+
 class ClusterError(Exception):
     """What is missing or wrong, in words for the person who called `up`."""
 
@@ -23,7 +35,7 @@ def cache() -> Path:
 
 def state() -> Path:
     """`$CORRAL_E2E_STATE`, or a folder below the temporary one. On disk: the nodes' images lie in it. Short: it holds Unix sockets."""
-    folder = Path(os.environ.get("CORRAL_E2E_STATE") or "/tmp/corral-e2e").resolve()
+    folder = Path(os.environ.get("CORRAL_E2E_STATE") or f"/tmp/corral-e2e{SUFFIX}").resolve()
     if folder in {Path("/"), Path.home()} or len(str(folder)) > 40:
         raise ClusterError(f"CORRAL_E2E_STATE is {folder}: it must be a folder of its own with a path of 40 characters or fewer")
     if folder.exists() and any(folder.iterdir()) and not (folder / "mode").exists():
@@ -36,7 +48,7 @@ def locked() -> Iterator[None]:
     """One `up` or `down` at a time."""
     folder = cache()
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "e2e.lock").open("w") as lock:
+    with (folder / f"e2e{SUFFIX}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
