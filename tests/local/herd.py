@@ -21,11 +21,13 @@ from corral.local.client import LocalClient, NotRunningError
 from corral.tokens import TokenSigner, load_or_create_key
 
 REPOSITORY = Path(__file__).parents[2]
+PATH = os.pathsep.join([str(REPOSITORY / "operator"), str(REPOSITORY / "server_image")])
 PATIENCE = 60.0
 
 # A model needs about 230 MiB loaded and 72 MiB asleep, whatever its sentence. Room for one, two or three of them beside sleeping ones:
 ROOM = {1: "400Mi", 2: "640Mi", 3: "900Mi"}
 CELLS = 65536
+SAYS = {"a": "I am alpaca.", "b": "I am bison.", "c": "I am caribou."}
 
 
 class Herd:
@@ -71,7 +73,7 @@ class Herd:
     # --- the process
 
     def start(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "operator"), str(REPOSITORY / "server_image")])}
+        environment = {**os.environ, "PYTHONPATH": PATH}
         command = [sys.executable, "-m", "corral.cli", "up", "-f", str(self.folder), "--port", "0", "--run-dir", str(self.run_dir)]
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
@@ -111,6 +113,9 @@ class Herd:
                 return next((found for found in model.get("status", {}).get("conditions", []) if found["type"] == kind), {})
         return {}
 
+    def waits(self, name: str) -> bool:
+        return self.condition(name, "Loaded").get("reason") in {"WaitingForMemory", "WaitingForTurn"}
+
     def status(self, name: str) -> dict:
         return next((model.get("status", {}) for model in self.state()["models"] if model["metadata"]["name"] == name), {})
 
@@ -124,6 +129,13 @@ class Herd:
         request = urllib.request.Request(f"http://127.0.0.1:{pod['controlPort']}/control/status", headers={"authorization": f"Bearer {token}"})
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)
+
+    def loads(self, name: str) -> int:
+        """How often it was loaded by the server process that it has now."""
+        return self.supervisor(name)["loads"] if self.pods(name) else 0
+
+    def swaps(self) -> int:
+        return sum(self.evictions().values())
 
     def loaded(self) -> set[str]:
         return {model["metadata"]["name"] for model in self.state()["models"] if model.get("status", {}).get("loadedReplicas")}
@@ -141,7 +153,7 @@ class Herd:
         await self.until(lambda: all(self.condition(name, "Ready").get("status") == "True" for name in names), f"Ready of {', '.join(names)}")
 
     def corral(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "operator"), "COLUMNS": "200"}
+        environment = {**os.environ, "PYTHONPATH": PATH, "COLUMNS": "200"}
         command = [sys.executable, "-m", "corral.cli", *arguments, "--run-dir", str(self.run_dir)]
         return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
 

@@ -91,6 +91,7 @@ class RunDir:
                 f"another corral up (pid {told.get('pid', 'unknown')}, {told.get('endpoint', 'still starting')}) owns {self.root}; "
                 "stop it, or choose another directory with --run-dir"
             ) from None
+        self.admin.unlink(missing_ok=True)  # a killed owner's; from now on its readers would be sent to nobody
         return lock
 
     def next_epoch(self) -> int:
