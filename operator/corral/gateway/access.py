@@ -14,10 +14,11 @@ log = logging.getLogger("corral.gateway")
 
 
 class Access:
-    def __init__(self, store: KeyStore, limiter: Limiter) -> None:
+    def __init__(self, store: KeyStore, limiter: Limiter, *, exposed: bool = True) -> None:
+        """`exposed`: whether others than this machine's users reach the gateway."""
         self._store = store
         self._limiter = limiter
-        if store.open:
+        if store.open and exposed:
             log.warning("no API keys are configured: whoever reaches this gateway may use, wake and unload every model")
 
     def authenticate(self, headers: list[tuple[bytes, bytes]]) -> ApiKey | None:

@@ -54,7 +54,8 @@ class Gateway:
         self.stopping = False
         self.open_requests = 0
         self.metrics = Metrics()
-        self.access = Access(keys if keys is not None else MemoryKeys(), Limiter(lambda: directory.live_gateways))
+        exposed = settings.host not in {"127.0.0.1", "::1", "localhost"}
+        self.access = Access(keys if keys is not None else MemoryKeys(), Limiter(lambda: directory.live_gateways), exposed=exposed)
         self._cold_starts = ColdStarts()
         self._sink = sink
         self._count = 0
