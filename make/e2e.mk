@@ -1,0 +1,10 @@
+# End to end on a real cluster, and the benches.
+.PHONY: e2e bench
+
+e2e: setup-test image cluster-up ## the chart on a real cluster, driven by kubectl and the openai client (brings one up, takes it down)
+	@status=0; $(PYTHON) -m pytest e2e $(E2E_ARGS) || status=$$?; \
+	if [ -z "$(CORRAL_E2E_KEEP)" ]; then e2e/cluster/down; fi; exit $$status
+
+bench: setup-test ## what there is to measure, and how to run each
+	@for file in bench/[a-z]*.py; do printf '  %-22s ' "$$file"; $(PYTHON) -c "import ast,sys; print((ast.get_docstring(ast.parse(open(sys.argv[1]).read())) or '').splitlines()[0])" "$$file"; done
+	@echo "  each takes --help and --json FILE; run one at a time on a quiet machine: $(PYTHON) bench/NAME.py"
