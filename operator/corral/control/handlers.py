@@ -82,7 +82,7 @@ def make_settings() -> kopf.OperatorSettings:
 
 async def watch_resources(feeds: Sequence[Feed], connect: Connect, stop: asyncio.Event, ready: asyncio.Event, *, identity: str = "corral") -> None:
     """Until `stop`. Ends, or raises, earlier when kopf does; the process should end then."""
-    logging.getLogger("kopf.objects").setLevel(logging.INFO)
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # it tells of every event that was handed on
     await kopf.operator(
         registry=make_registry(feeds, connect),
         settings=make_settings(),
