@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,14 @@ def kubectl(kubeconfig: Path, *arguments: str, stdin: str = "") -> str:
     return done.stdout
 
 
-def add_ingress(kubeconfig: Path, patience: float = 20) -> None:
+def add_ingress(kubeconfig: Path, more: Sequence[dict[str, Any]] = (), patience: float = 20) -> None:
+    """The Gateway API and what stands on it, and `more` with it: each call of kubectl costs most of a second."""
     crds = tools.folder(tools.GATEWAY_API) / "crds"
     kubectl(kubeconfig, "apply", "--server-side", "--force-conflicts", "-f", str(crds))
     end = time.monotonic() + patience
     while True:  # a CRD that was just applied is not served yet
         try:
-            apply(kubeconfig, ingress_objects())
+            apply(kubeconfig, [*ingress_objects(), *more])
         except ClusterError:
             if time.monotonic() > end:
                 raise

@@ -46,8 +46,7 @@ def up(state: Path) -> None:
         node.start_agents(authority, memory)
     addons.start_coredns(state, authority)
     admin = authority.kubeconfig("admin")
-    addons.apply(admin, addons.dns_objects())
-    addons.add_ingress(admin)
+    addons.add_ingress(admin, addons.dns_objects())
     addons.start_traefik(state, authority)
     _wait_nodes(authority, nodes)
     for name, address in (("coredns", (network.address(1), 1053)), ("traefik", (network.address(1), addons.HTTP_PORT))):

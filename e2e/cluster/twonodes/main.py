@@ -37,7 +37,8 @@ def up() -> int:
             try:
                 _start(mode, folder)
             except BaseException as error:
-                _keep_logs(folder)
+                if not isinstance(error, KeyboardInterrupt):
+                    _keep_logs(folder)
                 # A second interruption must not stop the cleaning.
                 for number in (signal.SIGINT, signal.SIGTERM):
                     signal.signal(number, signal.SIG_IGN)
@@ -55,6 +56,7 @@ def down() -> int:
     with locked():
         folder = state()
         _down(folder)
+        shutil.rmtree(_failed_logs(folder), ignore_errors=True)
     return 0
 
 
@@ -147,7 +149,7 @@ def _given(folder: Path) -> dict[str, str]:
 
 def _down(folder: Path) -> None:
     mode = _mode(folder)
-    if mode == "kind":
+    if mode == "kind" and kind.docker_answers():
         kind.down()
     if mode != "nodes" and folder.exists():
         shutil.rmtree(folder)
@@ -155,9 +157,13 @@ def _down(folder: Path) -> None:
         cluster.down(folder)
 
 
+def _failed_logs(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-failed-logs")
+
+
 def _keep_logs(folder: Path) -> None:
-    """The logs of an `up` that failed, beside the state folder, so that the reason outlives the cleaning."""
-    kept = folder.with_name(f"{folder.name}-failed-logs")
+    """The logs of an `up` that failed, beside the state folder, so that the reason outlives the cleaning; `down` removes them."""
+    kept = _failed_logs(folder)
     shutil.rmtree(kept, ignore_errors=True)
     if (folder / "logs").is_dir():
         shutil.copytree(folder / "logs", kept)
