@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import time
 from typing import Any
 
@@ -44,6 +45,7 @@ class Supervisor:
         self.rendering = Rendering(self.nursery)
         self.engine: EngineClient | None = None
         self.path = ""
+        self.states_dir = settings.cache_dir / "states" / settings.pod_uid
         self._raw_engine = raw_engine
         self._changed = asyncio.Event()
         self._seen = self.life.version
@@ -56,6 +58,8 @@ class Supervisor:
     # --- start and end
 
     async def start(self) -> None:
+        # What an earlier supervisor of this pod left behind is nobody's any more.
+        shutil.rmtree(self.states_dir, ignore_errors=True)
         await self.nursery.start()
         self._spawn(self._fetch())
 
@@ -76,6 +80,7 @@ class Supervisor:
         await self._end_engine()
         await self.rendering.stop()
         await self.nursery.stop()
+        shutil.rmtree(self.states_dir, ignore_errors=True)
 
     # --- waiting for changes
 
@@ -205,7 +210,7 @@ class Supervisor:
             child.channel.send(
                 {
                     "path": self.path, "engine": self._raw_engine, "devices": list(order.devices), "split": list(order.split),
-                    "deviceKind": order.device_kind, "threads": self.threads,
+                    "deviceKind": order.device_kind, "states": str(self.states_dir), "threads": self.threads,
                 }
             )  # fmt: skip
             # The renderer starts while the engine loads.

@@ -15,12 +15,13 @@ from corral_server.engine.embedding import EmbeddingLoop
 from corral_server.engine.jobs import Job, RefusedError, make_embed_job, make_job, prompt_tokens
 from corral_server.engine.library import L, floats_at, get_logits_ith
 from corral_server.engine.plan import EnginePlan
+from corral_server.engine.states import StateStore
 from corral_server.engine.vocabulary import Vocabulary
 
 _HEADROOM = 64
 
 
-@dataclass
+@dataclass(eq=False)
 class Slot:
     """One sequence of the context. `held` are the tokens in its cells."""
 
@@ -35,11 +36,15 @@ class StopLoop(Exception):  # noqa: N818  it is how the loop ends, not an error
 
 
 class Loop:
-    def __init__(self, channel: BlockingChannel, model: Any, context: Any, plan: EnginePlan, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, channel: BlockingChannel, model: Any, context: Any, plan: EnginePlan, vocabulary: Vocabulary, states: StateStore | None
+    ) -> None:
         self._channel = channel
         self._context = context
         self._memory = L.llama_get_memory(context)
         self._plan = plan
+        self._states = states
+        self._unsaved: deque[Slot] = deque()
         self._vocabulary = vocabulary
         self._slots = [Slot(i) for i in range(plan.slots)]
         self._queue: deque[Job] = deque()
@@ -61,7 +66,7 @@ class Loop:
         try:
             while True:
                 busy = bool(self._queue or self._embedding.jobs or any(s.job for s in self._slots))
-                for message in self._channel.poll() if busy else self._channel.receive(None):
+                for message in self._channel.poll() if busy or self._unsaved else self._channel.receive(None):
                     self._handle(message)
                 if self._embedding.jobs:
                     self._events += self._embedding.step()
@@ -69,6 +74,8 @@ class Loop:
                 if any(s.job for s in self._slots):
                     self._step()
                 self._flush()
+                if not busy and self._unsaved:
+                    self._save(self._unsaved.popleft())
         except StopLoop:
             return
 
@@ -147,6 +154,7 @@ class Loop:
             self._keep(slot, kept)
             if job.cache:
                 kept = self._share(slot, job, kept)
+                kept = self._restore(slot, job, kept)
             slot.job = job
             if job.cached < 0:
                 job.cached = kept
@@ -172,6 +180,29 @@ class Loop:
         L.llama_memory_seq_cp(self._memory, source.id, slot.id, 0, source.length)
         slot.held = self._slots[source.id].held[: source.length]
         return source.length
+
+    def _restore(self, slot: Slot, job: Job, kept: int) -> int:
+        """Bring back a saved state that holds more of the prompt than any sequence does."""
+        found = self._states.find(job.tokens, self._rewind, kept) if self._states is not None else None
+        if self._states is None or found is None:
+            return kept
+        entry, length = found
+        busy = sum(len(s.held) for s in self._slots if s.job is not None)
+        if busy + len(entry.tokens) > self._plan.cells:
+            return kept
+        self._keep(slot, 0)
+        self._make_room(len(entry.tokens))
+        if not self._states.restore(self._context, slot.id, entry):
+            L.llama_memory_seq_rm(self._memory, slot.id, -1, -1)
+            return 0
+        slot.held = list(entry.tokens)
+        self._keep(slot, length)
+        return length
+
+    def _save(self, slot: Slot) -> None:
+        """Keep an idle sequence beyond this process; only while nobody is being answered."""
+        if self._states is not None and slot.job is None and slot.held:
+            self._states.save(self._context, slot.id, slot.held)
 
     def _view(self, slot: Slot) -> scheduling.IdleSlot:
         return scheduling.IdleSlot(slot.id, slot.held, slot.last_used, self._oldest_position(slot) if self._rewind.window else 0)
@@ -200,6 +231,8 @@ class Loop:
         slot.job = None
         self._clock += 1
         slot.last_used = self._clock
+        if self._states is not None and slot not in self._unsaved:
+            self._unsaved.append(slot)
 
     # --- one step
 

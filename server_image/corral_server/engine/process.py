@@ -6,6 +6,8 @@ Called in a child of the zygote. It initialises llama.cpp's backend itself, so t
 import os
 import socket
 import time
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from corral_server.channel import BlockingChannel, Message
@@ -14,9 +16,10 @@ from corral_server.engine.loop import Loop
 from corral_server.engine.memory import breakdown
 from corral_server.engine.model import load_model, make_context, metadata
 from corral_server.engine.plan import EnginePlan, ModelFacts, make_plan
+from corral_server.engine.states import StateStore, state_key
 from corral_server.engine.vocabulary import Vocabulary
 from corral_server.reasons import LOAD_FAILED, Failure
-from corral_server.spec import parse_engine
+from corral_server.spec import EngineSpec, parse_engine
 
 
 def prepare() -> None:
@@ -39,7 +42,7 @@ def main(sock: socket.socket) -> None:
     # Freed by the exit, at once and surely; freeing first would only take time.
 
 
-def _load(order: Message, channel: BlockingChannel, log: Log) -> tuple[Any, Any, EnginePlan, Vocabulary]:
+def _load(order: Message, channel: BlockingChannel, log: Log) -> tuple[Any, Any, EnginePlan, Vocabulary, StateStore | None]:
     on_host = order["deviceKind"] == "host"
     os.environ["CUDA_VISIBLE_DEVICES"] = "" if on_host else ",".join(order["devices"])
     begin = time.perf_counter()
@@ -71,7 +74,27 @@ def _load(order: Message, channel: BlockingChannel, log: Log) -> tuple[Any, Any,
             "timings": {"load": load_seconds, "warmup": warm_seconds},
         }
     )
-    return model, context, plan, vocabulary
+    return model, context, plan, vocabulary, _states(order, engine, plan, model)
+
+
+def _states(order: Message, engine: EngineSpec, plan: EnginePlan, model: Any) -> StateStore | None:
+    """The store of saved states, when the specification wants one and the disk gives one."""
+    if not order.get("states") or not engine.keep_on_sleep or not engine.prompt_cache_bytes or plan.embeds:
+        return None
+    file = Path(order["path"]).stat()
+    key = state_key(
+        {
+            "file": [order["path"], file.st_size, file.st_mtime_ns],
+            "library": L.llama_version().decode(),
+            "plan": asdict(plan),
+            "device": order["deviceKind"],
+            "adapters": [[a.name, a.source, a.scale] for a in engine.adapters],
+        }
+    )
+    try:
+        return StateStore(Path(order["states"]), key, engine.prompt_cache_bytes, max(L.llama_model_n_swa(model), 0))
+    except OSError:
+        return None
 
 
 def _warm_up(context: Any, vocabulary: Vocabulary) -> None:

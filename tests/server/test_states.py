@@ -1,0 +1,103 @@
+"""The prompt cache over a sleep, and rewinds: what is taken from a cache has to mean the same as a fresh evaluation."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.server.harness import Server
+from tests.support.models import gemma, smollm2
+
+pytestmark = pytest.mark.model
+
+WORDS = [f"{w}{n}" for n in range(60) for w in ("river ", "stone ", "cloud ", "amber ", "harbour ")]
+NOISE = 0.9
+
+
+@pytest.fixture(scope="module", params=["smollm2", "gemma"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    path = {"smollm2": smollm2, "gemma": gemma}[request.param]()
+    with Server(path.as_uri(), tmp_path_factory.mktemp(request.param), engine={"contextLength": 1280, "kvTokens": 2560}) as server:
+        server.load()
+        yield server
+
+
+def ask(server: Server, tokens: list[int], *, cached: bool = True) -> tuple[dict[str, float], dict]:
+    """The likeliest next tokens with their logprobs, and what the server says of its work."""
+    body = {"prompt": tokens, "max_tokens": 1, "temperature": 0, "logprobs": 10, "cache_prompt": cached}
+    answer = server.http.post("/v1/completions", json=body).raise_for_status().json()
+    return answer["choices"][0]["logprobs"]["top_logprobs"][0], answer["timings"]
+
+
+def close(a: dict[str, float], b: dict[str, float]) -> bool:
+    """Within batching noise: the best of one is about as good in the other."""
+    best = max(a, key=lambda t: a[t])
+    return best in b and abs(a[best] - b[best]) < NOISE
+
+
+def tokens_of(server: Server, text: str) -> list[int]:
+    return server.http.post("/tokenize", json={"content": text, "add_special": True}).json()["tokens"]
+
+
+def saved(server: Server) -> list[Path]:
+    return sorted((server.folder / "cache" / "states").glob("*/*.state"))
+
+
+def nap(server: Server) -> None:
+    assert server.drain(ifIdle=True, ttl="20s").status_code == 200
+    assert server.sleep().status_code == 200
+    server.load()
+
+
+@pytest.mark.parametrize("back", [1, 600, 1000])
+def test_a_rewind_means_the_same_as_a_fresh_evaluation(server: Server, back: int):
+    tokens = tokens_of(server, "".join(WORDS))[:1150]
+    ask(server, tokens)
+    turned = [*tokens[: len(tokens) - back], *tokens_of(server, "and then")]
+    rewound, timings = ask(server, turned)
+    fresh, _ = ask(server, turned, cached=False)
+    assert close(fresh, rewound)
+    assert timings["prompt_n"] + timings["cache_n"] == len(turned)
+
+
+def test_a_conversation_goes_on_after_a_sleep_with_its_new_tokens_only(server: Server):
+    tokens = tokens_of(server, "A story. " + "".join(reversed(WORDS)))[:500]
+    ask(server, tokens)
+    state = None
+    while state is None:
+        state = next((p for p in saved(server) if p.stat().st_size > 0), None)
+        server.status()
+    assert state.stat().st_mode & 0o077 == 0
+    nap(server)
+    turn = [*tokens, *tokens_of(server, " What next?")]
+    continued, timings = ask(server, turn)
+    assert timings["prompt_n"] == len(turn) - len(tokens)
+    fresh, _ = ask(server, turn, cached=False)
+    assert close(fresh, continued)
+
+
+def test_a_damaged_state_is_not_used(server: Server):
+    tokens = tokens_of(server, "Another tale. " + "".join(WORDS[100:]))[:200]
+    ask(server, tokens)
+    before: list[Path] = []
+    while not before:
+        server.status()
+        before = saved(server)
+    nap(server)
+    for path in saved(server):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 0xFF
+        path.write_bytes(data)
+    turn = [*tokens, 5, 6]
+    got, timings = ask(server, turn)
+    assert timings["cache_n"] == 0
+    fresh, _ = ask(server, turn, cached=False)
+    assert close(fresh, got)
+
+
+def test_nothing_is_left_when_the_server_ends(tmp_path: Path):
+    with Server(smollm2().as_uri(), tmp_path, engine={"contextLength": 512}) as server:
+        server.load()
+        ask(server, list(range(100, 250)))
+        while not saved(server):
+            server.status()
+    assert not (tmp_path / "cache" / "states").exists() or not saved(server)
