@@ -176,6 +176,14 @@ def header(headers: list[tuple[bytes, bytes]], wanted: bytes) -> bytes:
     return b""
 
 
+def keep(data: bytes, budget: BodyBudget) -> KeptBody:
+    """A body that is all there."""
+    if len(data) > budget.settings.max_body:
+        raise refuse(413, "body_too_large", f"the body has {len(data)} bytes; at most {budget.settings.max_body // MIB} MiB are taken")
+    budget.in_memory += len(data)
+    return KeptBody(data, None, len(data), budget)
+
+
 async def read_whole(receive: Receive, headers: list[tuple[bytes, bytes]], budget: BodyBudget) -> KeptBody:
     """A body for memory."""
     settings = budget.settings
@@ -205,8 +213,7 @@ async def read_whole(receive: Receive, headers: list[tuple[bytes, bytes]], budge
         finally:
             budget.in_memory -= counted
         data = bytes(parts)
-    budget.in_memory += len(data)
-    return KeptBody(data, None, len(data), budget)
+    return keep(data, budget)
 
 
 async def _timed(receive: Receive, seconds: float) -> MutableMapping[str, Any]:

@@ -45,6 +45,16 @@ class GatewayProtocol(HttpToolsProtocol):
         if gone is not None:
             gone()
 
+    def whole_body(self) -> bytes | None:
+        """The running request's body, when all of it is here already; what `receive` would give, without the detour."""
+        cycle = self.running
+        if cycle is None or cycle.more_body or cycle.disconnected:
+            return None
+        body = bytes(cycle.body)
+        cycle.body = bytearray()
+        self.flow.resume_reading()  # a further request behind this one paused it; the client's end must be noticed all the same
+        return body
+
     def cut(self) -> None:
         """End the connection now, in the middle of an answer."""
         if self.running is not None:
@@ -68,11 +78,23 @@ class GatewayProtocol(HttpToolsProtocol):
             return
         super().send_400_response(msg)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        self.headers.append((name, value))
+        if name in _FRAMING:
+            self._framing.append((name, value))
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+
+    def on_message_begin(self) -> None:
+        self._framing: list[tuple[bytes, bytes]] = []
+        super().on_message_begin()
+
     def on_headers_complete(self) -> None:
         self._in_headers = False
         self._header_bytes = 0
         self._deadline = None
-        refusal = _refusal(self.headers, self.parser)
+        refusal = _refusal(self._framing, self.parser)
         if refusal is not None:
             raise httptools.HttpParserError(refusal)
         super().on_headers_complete()
@@ -146,6 +168,9 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._header_bytes and not self._discarding:
             self.transport.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
         self.transport.close()
+
+
+_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"host", b"expect"})
 
 
 def _refusal(headers: list[tuple[bytes, bytes]], parser: Any) -> str | None:

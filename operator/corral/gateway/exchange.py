@@ -184,7 +184,12 @@ class Exchange:
         if carries is Carries.MULTIPART:
             self.body, self.asked = await bodies.read_multipart(self.receive, self.headers, self.gateway.bodies)
             return
-        self.body = await bodies.read_whole(self.receive, self.headers, self.gateway.bodies)
+        connection = self.scope.get("corral.connection")
+        arrived = None if connection is None else connection.whole_body()
+        if arrived is not None:
+            self.body = bodies.keep(arrived, self.gateway.bodies)
+        else:
+            self.body = await bodies.read_whole(self.receive, self.headers, self.gateway.bodies)
         self.asked = bodies.peek(self.body.in_memory or b"")
 
     # Waiting
@@ -304,11 +309,8 @@ class Exchange:
             lines.append(b"x-corral-usage: 1")
         if self.body is not None:
             lines.append(b"content-length: %d" % self.body.size)
-        dropped = _named_by_connection(self.headers)
-        for name, value in self.headers:
-            if name in _NOT_FORWARDED or name in dropped or name.startswith(b"x-corral-"):
-                continue
-            lines.append(name + b": " + value)
+        dropped = _NOT_FORWARDED | _named_by_connection(self.headers)
+        lines += [b"%b: %b" % entry for entry in self.headers if entry[0] not in dropped and entry[0][:9] != b"x-corral-"]
         lines.append(b"\r\n")
         return b"\r\n".join(lines)
 
@@ -324,6 +326,14 @@ class Exchange:
             self.reply.start(answer.status, self._answer_headers(answer, grant, is_stream))
         if self._counts_tokens:
             self.used = usage.told(bodies.header(answer.headers, b"x-corral-usage"))
+        if answer.complete and isinstance(self.reply, DirectReply):  # the common case of an answer that is no stream: one write
+            data = answer.rest()
+            self._note(data)
+            self.served = True
+            if self._counts_tokens and self.used is None:
+                self.used = usage.found(self.tail)
+            self.reply.finish(data)
+            return
         if not answer.complete:
             await self.reply.flush()  # the client learns of the answer's start when it starts
         try:
@@ -374,8 +384,8 @@ class Exchange:
         return bytes(body)
 
     def _answer_headers(self, answer: Answer, grant: Grant, is_stream: bool) -> Headers:
-        dropped = _named_by_connection(answer.headers)
-        headers = [(name, value) for name, value in answer.headers if name not in _NOT_RETURNED and name not in dropped]
+        dropped = _NOT_RETURNED | _named_by_connection(answer.headers)
+        headers = [entry for entry in answer.headers if entry[0] not in dropped]
         headers.append((b"x-request-id", self.request_id))
         headers.append((b"x-corral-model", self.key.encode()))
         headers.append((b"x-corral-replica", grant.replica.pod.encode()))
@@ -425,12 +435,16 @@ _DO_NOT_RETRY = ((b"x-should-retry", b"false"),)
 """For clients that retry by themselves: the model may have run already."""
 
 
-def _named_by_connection(headers: Headers) -> frozenset[bytes] | set[bytes]:
+_NONE: frozenset[bytes] = frozenset()
+
+
+def _named_by_connection(headers: Headers) -> frozenset[bytes]:
     """Headers that `Connection` calls hop by hop."""
-    for name, value in headers:
-        if name == b"connection" and value not in (b"keep-alive", b"close", b"Keep-Alive"):
-            return {token.strip().lower() for token in value.split(b",")}
-    return frozenset()
+    value = bodies.header(headers, b"connection")
+    return frozenset(token.strip().lower() for token in value.split(b",")) if b"," in value or value.lower() not in _PLAIN else _NONE
+
+
+_PLAIN = frozenset({b"", b"keep-alive", b"close"})
 
 
 def _header_text(text: str) -> bytes:

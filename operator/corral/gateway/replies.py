@@ -115,6 +115,10 @@ class DirectReply:
             await self._connection.flow.drain()
 
     async def end(self, data: bytes = b"") -> None:
+        self.finish(data)
+
+    def finish(self, data: bytes = b"") -> None:
+        """`end` without an await."""
         cycle = self._cycle
         if cycle.disconnected:
             return

@@ -317,6 +317,14 @@ class Answer:
                 raise connection.error
             await connection.wait()
 
+    def rest(self) -> bytes:
+        """All that is still unread of a complete answer."""
+        connection = self._connection
+        chunks, connection.chunks = connection.chunks, []
+        connection.pending = 0
+        self._release()
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
     async def pump(self, sink: Callable[[bytes], bool]) -> None:
         """Give all that comes to `sink` as it comes, and return at the end. After a False from it nothing comes until `resume`."""
         connection = self._connection
