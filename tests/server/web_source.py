@@ -81,7 +81,11 @@ def serving(site: Site, host: str = "127.0.0.1") -> Iterator[Site]:
             self.send_header("Content-Length", str(length))
             self.end_headers()
 
-    server = ThreadingHTTPServer((host, 0), Handler)
+    class Quiet(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            """A client that hangs up is part of the tests."""
+
+    server = Quiet((host, 0), Handler)
     site.url = f"http://{host}:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

@@ -102,8 +102,7 @@ def make_job(raw: dict[str, Any], vocabulary: Vocabulary, context_length: int) -
             grammar = Grammar(vocabulary, raw["grammar"], triggers=raw.get("triggers"))
         except ValueError as error:
             raise RefusedError(400, "invalid_grammar", str(error), raw.get("grammar_param", "grammar")) from None
-    ends = [t for t in range(vocabulary.size) if vocabulary.ends(t)] if params.ignore_eos else ()
-    sampler = Sampler(params, grammar, ends)
+    sampler = Sampler(params, grammar, vocabulary.end_tokens() if params.ignore_eos else ())
     sampler.prime(tokens)
     return Job(
         id=raw["id"], tokens=tokens, prompt_count=len(tokens), limit=room if asked is None or asked < 0 else min(asked, room),

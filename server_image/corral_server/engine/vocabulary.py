@@ -19,6 +19,7 @@ class Vocabulary:
         self._buffer = ctypes.create_string_buffer(256)
         self._pieces: dict[int, bytes] = {}
         self._ends: dict[int, bool] = {}
+        self._end_tokens: list[int] | None = None
 
     @property
     def handle(self) -> Any:
@@ -53,6 +54,12 @@ class Vocabulary:
     def text(self, token: int) -> str:
         """A token as templates name it, control tokens included; empty for none."""
         return self.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+
+    def end_tokens(self) -> list[int]:
+        """All tokens that end an answer; looked for once, because a vocabulary is long."""
+        if self._end_tokens is None:
+            self._end_tokens = [t for t in range(self.size) if L.llama_vocab_is_eog(self._vocab, t)]
+        return self._end_tokens
 
     def ends(self, token: int) -> bool:
         """Whether a token ends an answer."""
