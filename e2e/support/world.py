@@ -25,7 +25,7 @@ def namespace(name: str) -> dict[str, Any]:
 def deployment(name: str, source: str, **spec: Any) -> dict[str, Any]:
     """A ModelDeployment; small engine settings, so that many fit on a test machine."""
     model = {"source": source, **spec.pop("model", {})}
-    engine = {"contextLength": 512, "slots": 2, "promptCache": {"size": "16Mi"}, **spec.pop("engine", {})}
+    engine = {"contextLength": 512, "slots": 2, "microBatch": 64, "promptCache": {"size": "16Mi"}, **spec.pop("engine", {})}
     return {
         "apiVersion": "corral.dev/v1alpha1",
         "kind": "ModelDeployment",

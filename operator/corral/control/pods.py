@@ -136,11 +136,12 @@ def _said_by_supervisor(pod: Pod, commitment: Commitment | None, required: int) 
 
 
 def held_bytes(pod: Pod) -> dict[DeviceKey, int]:
-    """Host memory that it has whatever it committed: what the kubelet has allocated to it, and what it was seen to keep asleep."""
+    """Host memory that it has whatever it committed: what the kubelet has allocated to it (what it will, before it said so), and what it was seen to
+    keep asleep."""
     if not pod.host:
         return {}
     residue = pod.status.memory.residue if pod.status is not None else 0
-    return {DeviceKey(pod.record.node, HOST_ID): max(pod.record.memory_request, residue)}
+    return {DeviceKey(pod.record.node, HOST_ID): max(pod.record.memory_request or pod.record.memory_wanted, residue)}
 
 
 def error_of(pod: Pod) -> Blocked | None:

@@ -81,7 +81,8 @@ def server_pod(request: ReplicaRequest, settings: ServerSettings, binding: Bindi
         "resizePolicy": [{"resourceName": name, "restartPolicy": "NotRequired"} for name in ("cpu", "memory")],
         "securityContext": _container_security(),
         "volumeMounts": mounts,
-        "readinessProbe": _probe("/readyz", period=5, failures=2),
+        # Neither operator nor gateway waits for it; a supervisor takes a moment to listen, and each refusal would be an event.
+        "readinessProbe": _probe("/readyz", period=5, failures=2) | {"initialDelaySeconds": 3},
         # A busy machine answers late; only a supervisor that is stuck for a minute is started anew.
         "livenessProbe": _probe("/healthz", period=10, failures=6),
     }
