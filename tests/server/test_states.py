@@ -60,7 +60,7 @@ def test_a_rewind_means_the_same_as_a_fresh_evaluation(server: Server, back: int
 
 
 def test_a_conversation_goes_on_after_a_sleep_with_its_new_tokens_only(server: Server):
-    tokens = tokens_of(server, "A story. " + "".join(reversed(WORDS)))[:500]
+    tokens = tokens_of(server, "A story. " + "".join(reversed(WORDS)))[:300]
     ask(server, tokens)
     state = None
     while state is None:
