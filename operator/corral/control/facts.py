@@ -101,6 +101,7 @@ class Facts:
         facts.evictions, facts.turns = status.evictions or 0, status.turns or 0
         facts.last_used = status.last_used.timestamp() if status.last_used else 0.0
         facts.queue_since = status.queue_since.timestamp() if status.queue_since else None
+        facts.queue_until = status.queue_until.timestamp() if status.queue_until else None
         if status.wish:
             facts.wish = (status.wish.id, status.wish.action, status.wish.gateway)
         if status.last_load:
