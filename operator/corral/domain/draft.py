@@ -5,7 +5,7 @@ It owns the arithmetic of free, leaving and reserved bytes, so that every step o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from corral.domain.model import Device, DeviceKey, DeviceKind, Model, Pool, Replica
@@ -44,6 +44,7 @@ class Draft:
         self._wished: dict[DeviceKey, int] = {}  # bytes that newcomers which still download will ask for
         self._leaving: dict[DeviceKey, tuple[int, int]] = {}
         self._pods: dict[str, int] = {}
+        self._claimed: dict[DeviceKey, str] = {}  # namespaces that this plan makes pods for on devices that have one at a time
         self._wake: float | None = None
 
     # What is known.
@@ -151,6 +152,15 @@ class Draft:
 
     def create_pod(self, node: str) -> None:
         self._pods[node] = self._pods.get(node, 0) + 1
+
+    def claim(self, devices: Iterable[Device], namespace: str) -> None:
+        """This plan makes a pod of this namespace there."""
+        for device in devices:
+            if device.namespaced:
+                self._claimed[device.key] = namespace
+
+    def claimed_by_other(self, key: DeviceKey, namespace: str) -> bool:
+        return self._claimed.get(key, namespace) != namespace
 
     def free_to_act(self, replica: Replica) -> bool:
         """Nothing is under way for it, neither from before nor from this plan."""

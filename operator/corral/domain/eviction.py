@@ -107,7 +107,7 @@ def _wanted_asleep(draft: Draft, replica: Replica, model: Model) -> Refusal | No
         return _refuse(replica, reasons.WANTED)
     if floor_of(model) and draft.standing(model).have < floor_of(model):
         return _refuse(replica, reasons.WANTED)
-    if replica.state is not ReplicaState.SLEEPING:
+    if replica.state not in (ReplicaState.SLEEPING, ReplicaState.FAILED):
         return _refuse(replica, reasons.STARTING)
     return None
 

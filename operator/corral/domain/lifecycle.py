@@ -56,6 +56,8 @@ def clear_away(draft: Draft, model: Model) -> None:
         if replica.error is not None and replica.error.reason == reasons.NO_SPACE and draft.free_to_act(replica):
             message = f"{replica.name} has no space for its file on {replica.node}: {replica.error.message}"
             draft.act(Delete(model.key, reasons.NO_SPACE, message, replica.id))
+        elif replica.error is not None and replica.error.reason == reasons.BINDING_DIFFERS and draft.free_to_act(replica):
+            draft.act(Delete(model.key, reasons.BINDING_DIFFERS, f"{replica.name}: {replica.error.message}", replica.id))
 
 
 def _end_lost(draft: Draft, model: Model, replica: Replica) -> None:

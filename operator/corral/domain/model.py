@@ -105,6 +105,7 @@ class Device:
     no_execute: bool = False  # a NoExecute taint: residents move
     vanished_since: float | None = None
     largest: int = 0  # the largest capacity that it was seen with; `State` keeps it up
+    namespaced: bool = False  # it is claimed for one namespace at a time, by pods that sleep too
 
     @property
     def usable(self) -> int:
@@ -134,6 +135,11 @@ class Footprint:
     @property
     def estimated(self) -> int:
         return self.weights + self.kv + self.compute + self.overhead
+
+    @property
+    def on_host(self) -> int:
+        """Main memory of a replica whose layers are on GPUs."""
+        return self.input + self.compute + self.overhead
 
 
 @dataclass(frozen=True, slots=True)

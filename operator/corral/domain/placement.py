@@ -96,9 +96,15 @@ def _place_one(draft: Draft, want: Want, asleep: list[Replica], coming: list[Rep
         return False
     own = [found for each in asleep if (found := own_place(draft, model, footprint, each)) is not None]
     for each in own:
-        if each.own is not None and each.own.committed:
+        # Left by a crash between commitment and wake: used as it is, unless somebody else was given the same bytes meanwhile.
+        if each.own is not None and each.own.committed and fits_now(draft, model, each):
             _load(draft, want, each, asleep)
             return True
+    for each in own:
+        if each.own is not None and each.own.committed:
+            _take_back(draft, each.own)
+            asleep.remove(each.own)
+    own = [each for each in own if each.own in asleep]
     ready = [each for each in own if fits_now(draft, model, each)]
     if ready:
         _load(draft, want, min(ready, key=lambda each: (_left(draft, each), each.keys)), asleep)
@@ -160,6 +166,8 @@ def new_places(draft: Draft, model: Model, footprint: Footprint) -> list[Place]:
     several: dict[str, list[Device]] = {}
     for node, device in candidates(draft.snapshot, model):
         if node_closed(model, node) or device_closed(device) or device.key in taken or backing_off(draft, model, node.name):
+            continue
+        if draft.claimed_by_other(device.key, model.namespace):
             continue
         waits = POD_SECONDS + (0.0 if footprint.digest and footprint.digest in node.cached else footprint.file_bytes / DOWNLOAD_RATE)
         if need_on(footprint, device.kind) <= device.usable:
@@ -250,6 +258,11 @@ def _load(draft: Draft, want: Want, place_: Place, asleep: list[Replica]) -> Non
     explain.loading(draft, want.model, place_.need, place_.keys)
 
 
+def _take_back(draft: Draft, replica: Replica) -> None:
+    message = f"{replica.name} sleeps on a commitment for which there is no room any more: it is taken back."
+    draft.act(Evict(replica.model, reasons.EVICTED, message, replica.id, "", unused_since(replica)))
+
+
 def _create(draft: Draft, want: Want, place_: Place, asleep: list[Replica]) -> bool:
     """A sleeping pod on the place, or what has to happen before there can be one."""
     model = want.model
@@ -267,6 +280,7 @@ def _create(draft: Draft, want: Want, place_: Place, asleep: list[Replica]) -> b
         draft.take({host.key: model.residue}, None, models=0)
     draft.wish({key: max(0, need - (model.residue if host is not None else 0)) for key, need in place_.needs.items()})
     draft.create_pod(place_.node)
+    draft.claim(place_.devices, model.namespace)
     where = explain.where(place_.keys)
     draft.act(Create(model.key, want.reason, f"{model.key}: a sleeping replica on {where}.", place_.keys, model.revision))
     explain.starting(draft, model, where)
@@ -323,8 +337,9 @@ def _make_room(draft: Draft, want: Want, own: list[Place], fresh: list[Place], a
 
 def _prepare(draft: Draft, want: Want, option: Option, asleep: list[Replica]) -> bool:
     """A new pod comes first: nobody is evicted for a file that is not there. Only what keeps the pod itself from starting has to go before."""
-    first = [each for each in option.victims if each.reason == reasons.CLAIM_IN_THE_WAY]
     place_ = option.place
+    claims = {each.id for each in foreign_claims(draft, want.model, place_)}
+    first = [each for each in option.victims if each.replica.id in claims]
     host = next((each for each in place_.devices if each.kind is DeviceKind.HOST), None)
     if not first and host is not None:
         room = draft.room(host)
@@ -386,7 +401,7 @@ def _wait(draft: Draft, want: Want, search: Search, asleep: list[Replica]) -> No
         place_, seen = target
         then, reason = _await(draft, want, seen.refused)
         draft.keep(place_.needs, place_.own)
-        if place_.own is None and not asleep:
+        if place_.own is None and not asleep and not foreign_claims(draft, model, place_):
             _create(draft, want, place_, asleep)
     explain.waiting(draft, model, reason, search.places, then)
 

@@ -44,6 +44,7 @@ class Watchdog:
         self._quiet_since = 0.0  # after faults
         self._looked = 0.0
         self._under_way: dict[tuple[str, str], str] = {}
+        self._turns: dict[str, float] = {}
 
     # 1
 
@@ -120,10 +121,13 @@ class Watchdog:
         if supervisor.in_flight and not ended_turn:
             raise InvariantError(2, f"{spec.key} stops admitting with {len(supervisor.in_flight)} in flight: {why}")
         if supervisor.in_flight:
-            if record is None or record.turn is None or (supervisor.loaded_at is not None and record.turn < supervisor.loaded_at - SLACK):
+            # The mark on the pod is written after the fact; what the leader knew counts as well.
+            marks = [each for each in (record.turn if record is not None else None, self._turns.get(supervisor.uid)) if each is not None]
+            turn = max((each for each in marks if supervisor.loaded_at is None or each >= supervisor.loaded_at - SLACK), default=None)
+            if turn is None:
                 raise InvariantError(2, f"{spec.key} stops admitting with requests in flight, and it never had a turn")
-            if wall < record.turn + pool.turn - SLACK:
-                raise InvariantError(2, f"{spec.key} stops admitting {record.turn + pool.turn - wall:.1f} s before its turn is over")
+            if wall < turn + pool.turn - SLACK:
+                raise InvariantError(2, f"{spec.key} stops admitting {turn + pool.turn - wall:.1f} s before its turn is over")
             self.turns += 1
         if why in (reasons.IDLE_TIMEOUT, reasons.WISHED, reasons.SCALE_DOWN):
             return
@@ -137,6 +141,9 @@ class Watchdog:
             raise InvariantError(6, f"{spec.key} is evicted {wall - committed:.1f} s after its commitment, minResidency is {pool.min_residency}")
         if evicting_for:
             self._somebody_waits(spec, evicting_for)
+
+    def turn(self, uid: str, at: float) -> None:
+        self._turns[uid] = at
 
     def _serves_its_waiter(self, supervisor: Supervisor, loaded_for: float | None) -> None:
         if loaded_for is None or supervisor.served or supervisor.loaded_at is None:

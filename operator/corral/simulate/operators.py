@@ -209,7 +209,7 @@ class Operator(Freezable):
 
     def _status(self, key: str, known: Known, status: Status) -> None:
         before, known.status, known.reachable = known.status, status, True
-        if status.state is ReplicaState.LOADED and (before is None or before.state is ReplicaState.LOADING):
+        if status.state is ReplicaState.LOADED and (before is None or before.state not in (ReplicaState.LOADED, ReplicaState.DRAINING)):
             if before is not None:
                 known.loaded_at = self.cluster.wall
             self._succeeded(known)
@@ -725,6 +725,7 @@ class Operator(Freezable):
         if known is None or known.turn == at:
             return
         known.turn = at
+        self.cluster.watchdog.turn(known.record.uid, at)
         self._lay(key)
         self.spawn(self._mark_turn(known, at))
 
