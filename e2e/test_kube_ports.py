@@ -363,7 +363,7 @@ async def test_estimates_that_cannot_run_say_why_and_leave_nothing(client, names
     assert (answer["ok"], answer["reason"], answer["retry"]) == (False, reasons.ESTIMATE_FAILED, True)
     assert "ErrImageNeverPull" in answer["message"]
     private = model | {"spec": model["spec"] | {"model": {"source": "https://models.invalid/x.gguf", "secretRef": {"name": "hf-token"}}}}
-    answer = await estimates.run(estimate_request(private, **owner, name="small-estimate-456"))
+    answer = await estimates.run(estimate_request(private, **owner))
     assert (answer["ok"], answer["reason"]) == (False, reasons.SECRET_NOT_FOUND)
     await until("no Job and no pod is left", lambda: _nothing_left(client, namespace))
 

@@ -60,7 +60,8 @@ def test_a_request_to_a_model_at_rest_is_held_and_ten_at_once_cause_one_load(wor
     assert answers == ["I am alpaca."] * 10
     loads = list(world.pods("alpaca"))
     assert len(loads) == 1
-    events = world.kubectl.json("get", "events", "-n", MODELS, "--field-selector", "involvedObject.name=alpaca,reason=Loaded")["items"]
+    uid = world.model("alpaca")["metadata"]["uid"]  # its namesakes of other scenarios were loaded too
+    events = world.kubectl.json("get", "events", "-n", MODELS, "--field-selector", f"involvedObject.uid={uid},reason=Loaded")["items"]
     assert sum(e.get("count") or 1 for e in events) == 1
 
 

@@ -9,7 +9,7 @@ from tests.kube.world import MI, deployment, estimate_request, replica_request
 
 from corral.domain.model import DeviceKey, DeviceKind
 from corral.kube.devices import Binding, Static
-from corral.kube.manifests import ServerSettings, estimate_job, server_pod
+from corral.kube.manifests import ServerSettings, estimate_job, estimate_name, server_pod
 from corral.kube.membership import Pools
 from corral.kube.pods import planned_node, record, trim
 
@@ -177,6 +177,8 @@ def test_an_estimate_ends_by_itself_and_belongs_to_its_model():
     assert job["spec"]["activeDeadlineSeconds"] == SETTINGS.estimate_deadline
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
     assert job["spec"]["template"]["spec"]["nodeSelector"] == {"zone": "a"}
+    assert job["metadata"]["name"].startswith("small-estimate-")
+    assert estimate_name(estimate_request()) == estimate_name(estimate_request()) != estimate_name(estimate_request(server_spec={}))
     [owner] = job["metadata"]["ownerReferences"]
     assert (owner["uid"], owner["controller"]) == ("md-1", True)
     [container] = job["spec"]["template"]["spec"]["containers"]

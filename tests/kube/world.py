@@ -106,7 +106,7 @@ def estimate_request(obj: dict[str, Any] | None = None, **changes: Any) -> Estim
         "model_object": obj or deployment(),
         "model": "models/small",
         "namespace": "models",
-        "name": "small-estimate-123",
+        "name": "small",
         "server_spec": {"name": "small", "namespace": "models"},
         "owner_uid": "md-1",
         "pool": "default",

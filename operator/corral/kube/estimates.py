@@ -14,7 +14,7 @@ from typing import Any
 
 from corral.domain import reasons
 from corral.kube.client import JOBS, PODS, AlreadyExists, Expired, KubeClient
-from corral.kube.manifests import ServerSettings, estimate_job
+from corral.kube.manifests import ServerSettings, estimate_job, estimate_name
 from corral.kube.pods import CONTAINER, START_PATIENCE, missing_secret, start_failure
 from corral.kube.ports import Conflict, EstimateRequest, Gone, NotLeader, Refused, Unavailable
 
@@ -98,16 +98,16 @@ class Estimates:
     async def _gone(self, request: EstimateRequest) -> None:
         with contextlib.suppress(Gone):
             for _ in range(20):
-                await self._client.get(JOBS.path(request.namespace, request.name))
+                await self._client.get(JOBS.path(request.namespace, estimate_name(request)))
                 await asyncio.sleep(0.25)
 
     async def _remove(self, request: EstimateRequest) -> None:
         try:
-            await self._client.delete(JOBS.path(request.namespace, request.name), propagation="Background")
+            await self._client.delete(JOBS.path(request.namespace, estimate_name(request)), propagation="Background")
         except (Gone, Conflict):
             pass
         except (Unavailable, Refused, NotLeader) as error:
-            log.warning("the estimate's Job %s/%s is left to its time to live: %s", request.namespace, request.name, error)
+            log.warning("the estimate's Job %s/%s is left to its time to live: %s", request.namespace, estimate_name(request), error)
 
     async def _answer(self, request: EstimateRequest, uid: str) -> Answer:
         path = PODS.path(request.namespace)
@@ -149,7 +149,7 @@ class Estimates:
     async def _ended(self, request: EstimateRequest) -> Answer | None:
         """The Job's own word, when it has no pod: it ran out of time, or may not make one."""
         try:
-            job = await self._client.get(JOBS.path(request.namespace, request.name))
+            job = await self._client.get(JOBS.path(request.namespace, estimate_name(request)))
         except Gone:
             return failed(reasons.ESTIMATE_FAILED, "somebody deleted the estimate's Job", retry=True)
         for condition in (job.get("status") or {}).get("conditions") or []:

@@ -84,7 +84,7 @@ def server_pod(request: ReplicaRequest, settings: ServerSettings, binding: Bindi
         # Neither operator nor gateway waits for it; a supervisor takes a moment to listen, and each refusal would be an event.
         "readinessProbe": _probe("/readyz", period=5, failures=2) | {"initialDelaySeconds": 3},
         # A busy machine answers late; only a supervisor that is stuck for a minute is started anew.
-        "livenessProbe": _probe("/healthz", period=10, failures=6),
+        "livenessProbe": _probe("/healthz", period=10, failures=6) | {"initialDelaySeconds": 10},
     }
     spec = _pod_spec(deployment, settings, container, volumes)
     spec |= {
@@ -106,6 +106,12 @@ def server_pod(request: ReplicaRequest, settings: ServerSettings, binding: Bindi
         "ownerReferences": _owner(deployment, request.owner_uid),
     }
     return {"apiVersion": PODS.api_version, "kind": PODS.kind, "metadata": metadata, "spec": spec}
+
+
+def estimate_name(request: EstimateRequest) -> str:
+    """The same question has the same name, so that two leaders cannot ask it twice at once."""
+    told = json.dumps(request.server_spec, sort_keys=True)
+    return f"{request.name}-estimate-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
 
 def estimate_job(request: EstimateRequest, settings: ServerSettings) -> dict[str, Any]:
@@ -133,7 +139,7 @@ def estimate_job(request: EstimateRequest, settings: ServerSettings) -> dict[str
         pod["nodeSelector"] = dict(request.node_selector)
     labels = _labels(deployment, request.pool, "estimate")
     metadata = {
-        "name": request.name,
+        "name": estimate_name(request),
         "namespace": request.namespace,
         "labels": labels,
         "ownerReferences": _owner(deployment, request.owner_uid),
