@@ -1,6 +1,6 @@
 """Footprints of models: `corral_server estimate` in a process of its own, its answers kept in the run directory.
 
-An answer is kept under the source and the settings that it was made for, and for a file on this machine under its size and time as well.
+An answer is kept under the source, the settings and the server that it was made for, and for a file on this machine under its size and time as well.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import signal
@@ -23,8 +24,6 @@ from corral.local.processes import LEASH, server_command, server_environment
 from corral.local.rundir import write_whole
 
 TIME_LIMIT = 120.0
-FORMAT = 1
-"""Counted up when what `corral_server estimate` answers changes its meaning."""
 
 
 class Estimates:
@@ -89,5 +88,13 @@ def _digest(server_spec: Mapping[str, Any]) -> str:
             with contextlib.suppress(OSError):
                 found = Path(unquote(urlsplit(source).path)).stat()
                 files.append([found.st_size, found.st_mtime_ns])
-    told = json.dumps([FORMAT, model, server_spec.get("engine"), files], sort_keys=True)
+    told = json.dumps([_server_stamp(), model, server_spec.get("engine"), files], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:24]
+
+
+def _server_stamp() -> int:
+    """Grows with every change of the installed server: another one may estimate otherwise."""
+    found = importlib.util.find_spec("corral_server")
+    if found is None or found.origin is None:
+        return 0
+    return max(file.stat().st_mtime_ns for file in Path(found.origin).parent.rglob("*.py"))
