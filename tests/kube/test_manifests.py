@@ -163,11 +163,14 @@ def test_the_grace_of_the_pod_is_longer_than_the_servers():
     assert "lifecycle" not in pod["spec"]["containers"][0]
 
 
-def test_static_devices_are_bound_by_id_in_their_order():
-    devices = (DeviceKey("node-1", "1"), DeviceKey("node-1", "0"))
+@pytest.mark.parametrize(("ids", "ordered"), [(("GPU-b", "GPU-a"), "GPU-b,GPU-a"), (("1", "0"), None)])
+def test_static_devices_are_bound_by_id_and_by_uuid_in_their_order(ids, ordered):
+    devices = tuple(DeviceKey("node-1", item) for item in ids)
     binding = Static().bind("models", devices, Pools().get("default"))
     env = env_of(server_pod(replica_request(devices=devices, device_kind=DeviceKind.GPU), SETTINGS, binding))
-    assert env["CUDA_VISIBLE_DEVICES"] == "1,0"
+    assert env["NVIDIA_VISIBLE_DEVICES"] == ",".join(ids)
+    # An index that the node gives means another device inside the container, so only uuids are passed on.
+    assert env.get("CUDA_VISIBLE_DEVICES") == ordered
     assert env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 

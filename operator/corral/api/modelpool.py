@@ -61,6 +61,9 @@ class Devices(Part):
     """Dynamic resource allocation."""
     static: Annotated[list[StaticDevice], Field(max_length=1024), Unique(("node", "id"))] = Field(default_factory=list)
     """Devices that are written here."""
+    runtime_class_name: ObjectName | None = None
+    """RuntimeClass of pods whose GPU is named to them by environment (`DevicePlugin`, `Static`), such as `nvidia`; unset: the node's default
+    runtime. Not used with `DRA`."""
     host_memory: HostMemory = HostMemory()
     """Models that live in a node's main memory."""
 

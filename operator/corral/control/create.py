@@ -18,11 +18,12 @@ from corral.kube.ports import Conflict, EstimateRequest, NotLeader, PodRecord, R
 log = logging.getLogger(__name__)
 
 
-def memory_limit(footprint: Footprint | None, settings: ControlSettings) -> int:
+def memory_limit(footprint: Footprint | None, settings: ControlSettings, kind: DeviceKind = DeviceKind.HOST) -> int:
     """So far above the footprint that nobody is killed for what was not foreseen. 0: none, while nothing is known."""
     if footprint is None:
         return 0
-    total = max(footprint.estimated, footprint.measured)
+    # Weights on their way to a GPU pass through the page cache, which is given back under pressure.
+    total = footprint.on_host + settings.gpu_host_extra if kind is DeviceKind.GPU else max(footprint.estimated, footprint.measured)
     return -(-max(int(total * settings.limit_factor), total + settings.limit_extra) // MI) * MI
 
 
@@ -47,7 +48,7 @@ def planned(shell: Shell, action: Create) -> ReplicaRequest | None:
         device_kind=DeviceKind.HOST if host else DeviceKind.GPU,
         server_spec=found.server_spec,
         memory_request=shell.residue(action.model),
-        memory_limit=memory_limit(model.footprint, shell.settings),
+        memory_limit=memory_limit(model.footprint, shell.settings, DeviceKind.HOST if host else DeviceKind.GPU),
         owner_uid=metadata.uid,
         cache=effective(found.parsed, shell.store.pools.get(model.pool)).cache.dump(),
     )

@@ -95,6 +95,6 @@ async def delete(shell: Shell, action: Delete) -> None:
     record = pod.record
     await shell.workloads.delete(record, shell.settings.delete_grace)
     pod.delete_ordered = shell.clock() + shell.settings.expectation_lifetime
-    if action.reason == reasons.UNSCHEDULABLE:
-        shell.store.fail(action.model, record.node, reasons.UNSCHEDULABLE, record.message or action.message, retry=True, now=shell.clock())
+    if action.reason in (reasons.UNSCHEDULABLE, reasons.BINDING_DIFFERS):
+        shell.store.fail(action.model, record.node, action.reason, record.message or action.message, retry=True, now=shell.clock())
     shell.store.touch(key)

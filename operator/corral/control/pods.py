@@ -158,7 +158,8 @@ def state_of(pod: Pod) -> ReplicaState:
     return pod.status.state if pod.status is not None else ReplicaState.PENDING
 
 
-def replica_of(pod: Pod, required: int) -> Replica:
+def replica_of(pod: Pod, required: int, *, namespaced: bool = False) -> Replica:
+    """`namespaced`: one of its devices is claimed for one namespace at a time; a pod that nobody has seen yet lists no claim."""
     record, status, order = pod.record, pod.status, pod.order
     served = status.served if status is not None else 0
     waiter = order.loaded_for if order is not None and order.kind == "Load" else loaded_for(record)
@@ -190,4 +191,5 @@ def replica_of(pod: Pod, required: int) -> Replica:
         unschedulable_since=record.unschedulable_since,
         message=record.message or (reasons.DELETED if pod.orphaned else ""),
         deleting=pod.gone or pod.orphaned,
+        namespace_claim=namespaced or bool(record.claims),
     )

@@ -13,6 +13,8 @@ class ControlSettings:
     """Host memory that a sleeping replica is counted with before one has been measured."""
     device_overhead: int = 512 * MI
     """What a context costs on each GPU, beside llama.cpp's buffers."""
+    gpu_host_extra: int = 1024 * MI
+    """What a driver's context keeps in main memory for each process, beside what is counted."""
     limit_factor: float = 1.25
     """A pod's memory limit: its footprint times this, and at least `limit_extra` more, so that nobody is killed for being measured late."""
     limit_extra: int = 256 * MI

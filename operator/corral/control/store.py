@@ -33,7 +33,7 @@ from corral.control.translate import (
     revision_of,
 )
 from corral.domain import reasons
-from corral.domain.model import Blocked, Demand, Device, Node, ReplicaState
+from corral.domain.model import Blocked, Demand, Device, DeviceKey, Node, ReplicaState
 from corral.domain.snapshot import State
 from corral.kube.ports import PodRecord
 
@@ -491,7 +491,9 @@ class Store:
             pod.delete_ordered = None
         facts = self.facts.get(pod.record.model)
         footprint = facts.footprint(self._settings) if facts else None
-        self.state.put_replica(replica_of(pod, max(footprint.estimated, footprint.measured) if footprint else 0))
+        keys = (DeviceKey(pod.record.node, device) for device in pod.record.devices)
+        namespaced = any((device := self.state.devices.get(key)) is not None and device.namespaced for key in keys)
+        self.state.put_replica(replica_of(pod, max(footprint.estimated, footprint.measured) if footprint else 0, namespaced=namespaced))
         self.dirty.status.add(pod.record.model)
         self.dirty.pools.add(pod.record.pool)
 

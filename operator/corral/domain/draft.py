@@ -78,26 +78,21 @@ class Draft:
         counted = 1 if own is not None and own.committed.get(key, 0) else 0
         free = device.usable - self.snapshot.used.get(key, 0) - taken[0] + mine
         limit = self.snapshot.pools.get(device.pool, DEFAULT_POOL).max_models_per_device
-        models = limit - self._models(key) - taken[1] + counted
+        models = limit - self.snapshot.index.arenas[key].models - taken[1] + counted
         return Room(free, free + leaving - kept[0], models, models + leavers - kept[1])
 
     def wished(self, key: DeviceKey) -> int:
         return self._wished.get(key, 0)
-
-    def _models(self, key: DeviceKey) -> int:
-        replicas = self.snapshot.replicas
-        return sum(1 for each in self.snapshot.by_device.get(key, NO_IDS) if replicas[each].committed.get(key, 0))
 
     def leaving(self, key: DeviceKey) -> tuple[int, int]:
         """Bytes and models that evictions and deletions under way will give back on this device."""
         found = self._leaving.get(key)
         if found is None:
             size = models = 0
-            for each in self.snapshot.by_device.get(key, NO_IDS):
+            for each in self.snapshot.index.arenas[key].leaving if key in self.snapshot.index.arenas else ():
                 replica = self.snapshot.replicas[each]
-                if replica.deleting or replica.ordered in ("Evict", "Delete"):
-                    size += self.freed(replica, key, deleted=replica.deleting or replica.ordered == "Delete")
-                    models += 1 if replica.committed.get(key, 0) else 0
+                size += self.freed(replica, key, deleted=replica.deleting or replica.ordered == "Delete")
+                models += 1 if replica.committed.get(key, 0) else 0
             found = self._leaving[key] = (size, models)
         return found
 

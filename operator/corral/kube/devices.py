@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from corral.api.modelpool import ModelPool
+from corral.domain import reasons
 from corral.domain.model import HOST_ID, Device, DeviceKey, DeviceKind
 from corral.kube.foreign import Use
+from corral.kube.ports import Conflict
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class NodeFacts:
     ready_since: float = 0.0  # when `ready` last changed
     memory: int = 0  # allocatable
     pods: int = 110  # allocatable
+    gpus: Mapping[str, int] = field(default_factory=dict)  # allocatable extended resources of GPUs
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class Binding:
     """What a pod's manifest gets so that its container reaches its devices, and no others."""
 
     env: tuple[tuple[str, str], ...] = ()
+    needs: tuple[Mapping[str, Any], ...] = ()  # ResourceClaims that have to exist before the pod
     resource_claims: tuple[Mapping[str, Any], ...] = ()  # spec.resourceClaims
     claims: tuple[Mapping[str, Any], ...] = ()  # resources.claims of the container
     limits: Mapping[str, str] = field(default_factory=dict)  # extended resources
@@ -66,31 +70,49 @@ class HostMemory:
         wanted = pool.spec.devices.host_memory.capacity
         # A capacity that is written in the pool bounds what is there; it cannot make more of it.
         capacity = free if wanted is None else min(wanted, free)
-        return (_device(node, pool, HOST_ID, kind=DeviceKind.HOST, capacity=capacity),)
+        return (device_of(node, pool, HOST_ID, kind=DeviceKind.HOST, capacity=capacity),)
 
     def bind(self, namespace: str, devices: Sequence[DeviceKey], pool: ModelPool) -> Binding:  # noqa: ARG002 - as the Protocol has it
         return Binding()
 
 
-GPU_TOLERATION = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+GPU_TAINTS = ("nvidia.com/gpu", "amd.com/gpu", "gpu.intel.com/i915", "gpu.intel.com/xe")
+"""Taints that keep away pods without a GPU. A pod that is bound to one tolerates them, so they close no node to it."""
+GPU_TOLERATIONS = tuple({"key": key, "operator": "Exists", "effect": "NoSchedule"} for key in GPU_TAINTS)
+
+
+def visible(devices: Sequence[DeviceKey], pool: ModelPool) -> Binding:
+    """Bound by environment: the NVIDIA container runtime shows the container these devices, and nobody else is told of it."""
+    ids = [key.id for key in devices]
+    # The order of the list is the order in which a split's shares are meant.
+    env = [("CUDA_DEVICE_ORDER", "PCI_BUS_ID"), ("NVIDIA_VISIBLE_DEVICES", ",".join(ids))]
+    if all(is_uuid(item) for item in ids):
+        env.append(("CUDA_VISIBLE_DEVICES", ",".join(ids)))
+    return Binding(env=tuple(env), tolerations=GPU_TOLERATIONS, runtime_class=pool.spec.devices.runtime_class_name or "")
+
+
+def is_uuid(device: str) -> bool:
+    """An index means another device inside a container that sees only some; a uuid does not."""
+    return device.startswith(("GPU-", "MIG-"))
 
 
 class Static:
-    """Devices that the pool lists. Nobody but the operator knows who uses them, so such nodes belong to Corral alone."""
+    """Devices that the pool lists. Only requests for GPUs by other pods are seen; such nodes had better belong to Corral alone."""
 
     name = "Static"
 
-    def inventory(self, node: NodeFacts, pool: ModelPool, foreign: Use) -> Sequence[Device] | None:  # noqa: ARG002 - foreign use cannot be seen
+    def inventory(self, node: NodeFacts, pool: ModelPool, foreign: Use) -> Sequence[Device] | None:
         listed = [item for item in pool.spec.devices.static if item.node == node.name]
         if not listed:
             return None
-        return tuple(_device(node, pool, item.id, kind=DeviceKind.GPU, capacity=item.memory, product=item.product) for item in listed)
+        # Which of them another pod was given is not to be seen from here.
+        closed = reasons.FOREIGN_CLAIM if foreign.gpus else ""
+        return tuple(
+            device_of(node, pool, item.id, kind=DeviceKind.GPU, capacity=item.memory, product=item.product, closed=closed) for item in listed
+        )
 
     def bind(self, namespace: str, devices: Sequence[DeviceKey], pool: ModelPool) -> Binding:  # noqa: ARG002 - as the Protocol has it
-        visible = ",".join(key.id for key in devices)
-        # By bus order, so that the first ratio of a split means the first device that is listed here.
-        env = (("CUDA_DEVICE_ORDER", "PCI_BUS_ID"), ("CUDA_VISIBLE_DEVICES", visible), ("NVIDIA_VISIBLE_DEVICES", visible))
-        return Binding(env=env, tolerations=(GPU_TOLERATION,))
+        return visible(devices, pool)
 
 
 class Backends:
@@ -98,6 +120,7 @@ class Backends:
 
     def __init__(self, ways: Sequence[Backend] = (Static(), HostMemory())) -> None:
         self._ways = tuple(ways)
+        self._chosen: dict[str, Backend] = {}  # by node: a pod is bound the way its devices were found
 
     def inventory(self, node: NodeFacts, pool: ModelPool, foreign: Use) -> Sequence[Device]:
         """The devices of a node, found one way: two ways of seeing the same GPU are never mixed."""
@@ -106,19 +129,31 @@ class Backends:
             if wanted in {"Auto", way.name}:
                 found = way.inventory(node, pool, foreign)
                 if found is not None:
+                    self._chosen[node.name] = way
                     return found
+        self._chosen.pop(node.name, None)
         return ()
 
     def bind(self, namespace: str, devices: Sequence[DeviceKey], kind: DeviceKind, pool: ModelPool) -> Binding:
-        host = kind == DeviceKind.HOST
-        wanted = pool.spec.devices.from_
-        for way in self._ways:
-            if (way.name == HostMemory.name) == host and (host or wanted in {"Auto", way.name}):
-                return way.bind(namespace, devices, pool)
-        return Binding()
+        """Conflict when the node offers no such devices any more."""
+        way = self._chosen.get(devices[0].node)
+        if kind == DeviceKind.HOST:
+            return HostMemory().bind(namespace, devices, pool)
+        if way is None or way.name == HostMemory.name:
+            raise Conflict(f"{', '.join(map(str, devices))}: node {devices[0].node} has no such device (any more)")
+        return way.bind(namespace, devices, pool)
 
 
-def _device(node: NodeFacts, pool: ModelPool, device: str, *, kind: DeviceKind, capacity: int, product: str = "") -> Device:
+def device_of(
+    node: NodeFacts, pool: ModelPool, device: str, *, kind: DeviceKind, capacity: int, product: str = "", closed: str = "", **more: Any
+) -> Device:
     return Device(
-        key=DeviceKey(node.name, device), pool=pool.metadata.name, kind=kind, capacity=capacity, margin=pool.spec.margin(product), product=product
+        key=DeviceKey(node.name, device),
+        pool=pool.metadata.name,
+        kind=kind,
+        capacity=capacity,
+        margin=pool.spec.margin(product),
+        product=product,
+        closed=closed,
+        **more,
     )

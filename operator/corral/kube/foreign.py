@@ -25,6 +25,20 @@ class Use:
 
     memory: int = 0
     pods: int = 0
+    gpus: int = 0  # by extended resource; which ones is not to be seen
+
+
+GPU_RESOURCES = ("nvidia.com/gpu", "nvidia.com/gpu.shared", "nvidia.com/mig-")
+
+
+def gpu_requests(spec: Mapping[str, Any]) -> int:
+    """GPUs and parts of GPUs that a pod asks a device plugin for."""
+    found = 0
+    for kind in ("containers", "initContainers"):
+        for container in spec.get(kind) or []:
+            limits = (container.get("resources") or {}).get("limits") or {}
+            found += sum(whole(count) for name, count in limits.items() if name.startswith(GPU_RESOURCES))
+    return found
 
 
 def memory_request(spec: Mapping[str, Any], status: Mapping[str, Any] | None = None) -> int:
@@ -58,6 +72,7 @@ def trim(obj: Object) -> Object:
         "metadata": {key: metadata.get(key, "") for key in ("name", "namespace", "uid")},
         "node": spec.get("nodeName", ""),
         "memory": memory_request(spec, obj.get("status")),
+        "gpus": gpu_requests(spec),
     }
 
 
@@ -68,7 +83,7 @@ class ForeignUse:
         self._changed = changed
         self._synced = False
         self._told = synced
-        self._pods: dict[tuple[str, str], tuple[str, int]] = {}
+        self._pods: dict[tuple[str, str], tuple[str, int, int]] = {}
         self._uses: dict[str, Use] = {}
         self.reflector = Reflector(
             client, PODS.path(), Target(self.put, self.remove, self._first_list), labels=FOREIGN_LABELS, fields=SCHEDULED_FIELDS, trim=trim
@@ -79,26 +94,26 @@ class ForeignUse:
 
     def put(self, obj: Mapping[str, Any]) -> None:
         key = (obj["metadata"]["namespace"], obj["metadata"]["name"])
-        new = (str(obj["node"]), int(obj["memory"]))
+        new = (str(obj["node"]), int(obj["memory"]), int(obj["gpus"]))
         old = self._pods.get(key)
         if old == new:
             return
         if old is not None:
-            self._add(old[0], -old[1], -1)
+            self._add(old[0], -old[1], -1, -old[2])
         self._pods[key] = new
-        self._add(new[0], new[1], 1)
+        self._add(new[0], new[1], 1, new[2])
         for node in {new[0], old[0] if old else new[0]}:
             self._tell(node)
 
     def remove(self, namespace: str, name: str, _uid: str) -> None:
         old = self._pods.pop((namespace, name), None)
         if old is not None:
-            self._add(old[0], -old[1], -1)
+            self._add(old[0], -old[1], -1, -old[2])
             self._tell(old[0])
 
-    def _add(self, node: str, memory: int, pods: int) -> None:
+    def _add(self, node: str, memory: int, pods: int, gpus: int) -> None:
         use = self.of(node)
-        self._uses[node] = Use(use.memory + memory, use.pods + pods)
+        self._uses[node] = Use(use.memory + memory, use.pods + pods, use.gpus + gpus)
         if not self._uses[node].pods:
             del self._uses[node]
 

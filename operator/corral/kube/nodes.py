@@ -6,13 +6,13 @@ have all been listed it says nothing: a device that looks larger than it is woul
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from corral.domain.model import Device, Node, Taint
+from corral.domain.model import Device, DeviceKind, Node, Taint
 from corral.kube.client import NODES, KubeClient
-from corral.kube.devices import Backends, NodeFacts
-from corral.kube.foreign import ForeignUse
+from corral.kube.devices import GPU_TAINTS, Backends, NodeFacts
+from corral.kube.foreign import GPU_RESOURCES, ForeignUse
 from corral.kube.membership import Pools
 from corral.kube.pods import seconds
 from corral.kube.ports import Sink
@@ -27,7 +27,7 @@ def trim(obj: Object) -> Object:
         "metadata": {"name": metadata["name"], "uid": metadata.get("uid", ""), "labels": metadata.get("labels") or {}},
         "spec": {"taints": spec.get("taints") or [], "unschedulable": bool(spec.get("unschedulable"))},
         "status": {
-            "allocatable": {key: value for key, value in allocatable.items() if key in {"memory", "pods"}},
+            "allocatable": {key: value for key, value in allocatable.items() if key in {"memory", "pods"} or key.startswith(GPU_RESOURCES)},
             "conditions": [c for c in status.get("conditions") or [] if c.get("type") == "Ready"],
         },
     }
@@ -46,25 +46,35 @@ def facts(obj: Mapping[str, Any]) -> NodeFacts:
         ready_since=seconds(ready.get("lastTransitionTime")),
         memory=whole(allocatable.get("memory")),
         pods=whole(allocatable.get("pods")),
+        gpus={key: whole(value) for key, value in allocatable.items() if key.startswith(GPU_RESOURCES)},
     )
 
 
 class NodeBook:
     """Feeds the sink with nodes. Pools are watched by somebody else, who says `pools_synced` after the first list."""
 
-    def __init__(self, client: KubeClient, sink: Sink, backends: Backends, pools: Pools) -> None:
+    def __init__(self, client: KubeClient, sink: Sink, backends: Backends, pools: Pools, *, more: Collection[str] = ()) -> None:
+        """`more`: further sources of what backends know, of whose first list `arrived` is told."""
         self._sink = sink
         self._backends = backends
         self._facts: dict[str, NodeFacts] = {}
         self._pools = pools
         pools.changed = self._tell_all
         self._told: dict[str, tuple[Node, tuple[Device, ...]]] = {}
-        self._missing = {"nodes", "pools", "foreign"}
+        self._missing = {"nodes", "pools", "foreign", *more}
         self.foreign = ForeignUse(client, self._tell, lambda: self._arrived("foreign"))
         self.reflector = Reflector(client, NODES.path(), Target(self._put, self._remove, lambda: self._arrived("nodes")), trim=trim)
 
     def pools_synced(self) -> None:
         self._arrived("pools")
+
+    def arrived(self, source: str) -> None:
+        self._arrived(source)
+
+    def look_again(self, nodes: Iterable[str]) -> None:
+        """What a backend knows of these nodes may have changed."""
+        for name in nodes:
+            self._tell(name)
 
     def _put(self, obj: Object) -> None:
         node = facts(obj)
@@ -93,17 +103,19 @@ class NodeBook:
             return
         pool = self._pools.of(found.labels)
         use = self.foreign.of(name)
+        devices = tuple(self._backends.inventory(found, pool, use)) if pool else ()
+        tolerated = GPU_TAINTS if any(device.kind is DeviceKind.GPU for device in devices) else ()
         node = Node(
             name=name,
             pool=pool.metadata.name if pool else "",
             labels=found.labels,
-            taints=tuple(Taint(key, value, effect) for key, value, effect in found.taints),
+            taints=tuple(Taint(key, value, effect) for key, value, effect in found.taints if not (key in tolerated and effect == "NoSchedule")),
             ready=found.ready,
             schedulable=not found.unschedulable,
             not_ready_since=None if found.ready else found.ready_since,
             pod_slots=max(0, found.pods - use.pods),
         )
-        told = (node, tuple(self._backends.inventory(found, pool, use)) if pool else ())
+        told = (node, devices)
         if self._told.get(name) != told:
             self._told[name] = told
             self._sink.put_node(*told)

@@ -42,7 +42,8 @@ def trim(obj: Object) -> Object:
     containers = [{key: item.get(key) for key in ("name", "resources", "ports")} for item in spec.get("containers") or []]
     return {
         "metadata": {key: value for key, value in obj["metadata"].items() if key in KEPT_METADATA},
-        "spec": {"nodeName": spec.get("nodeName", ""), "affinity": spec.get("affinity"), "containers": containers},
+        "spec": {"nodeName": spec.get("nodeName", ""), "affinity": spec.get("affinity"), "containers": containers}
+        | ({"resourceClaims": spec["resourceClaims"]} if spec.get("resourceClaims") else {}),
         "status": {key: value for key, value in (obj.get("status") or {}).items() if key in KEPT_STATUS},
     }
 
@@ -83,6 +84,7 @@ def record(obj: Mapping[str, Any]) -> PodRecord:
         resize_pending=f"{pending.get('reason', '')}: {pending.get('message', '')}" if pending else "",
         restarts=restarts,
         owner_uid=str(owner.get("uid", "")),
+        claims=tuple(str(item["resourceClaimName"]) for item in spec.get("resourceClaims") or [] if item.get("resourceClaimName")),
     )
 
 

@@ -72,6 +72,7 @@ class PodRecord:
     resize_pending: str = ""  # "", Deferred or Infeasible, with the kubelet's message
     restarts: int = 0
     owner_uid: str = ""
+    claims: tuple[str, ...] = ()  # names of the ResourceClaims that it lists, in the order of its devices
     gpu_uuids: tuple[str, ...] = ()  # what the scheduler allocated, when that is known
 
 
