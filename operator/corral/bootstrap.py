@@ -22,7 +22,7 @@ from corral.settings import GatewayProcessSettings, OperatorSettings, SettingErr
 
 log = logging.getLogger("corral")
 
-SILENCE = 200.0
+SILENCE = 400.0
 """Seconds without any sign from a watch after which the process counts as stuck."""
 WIND_DOWN = 10.0
 """Seconds that the loop may take to end what it is doing."""

@@ -34,8 +34,9 @@ class Api:
         response = web.StreamResponse()
         await response.prepare(request)
         for step in steps:
-            if step == "over":
-                self.over.set()
+            if step in ("over", "silent"):
+                if step == "over":
+                    self.over.set()
                 await asyncio.Event().wait()
             data = step if isinstance(step, bytes) else json.dumps(step).encode() + b"\n"
             await response.write(data)
@@ -164,6 +165,24 @@ async def test_a_connection_that_breaks_is_taken_up_again(api, client):
     await follow(client, api, seen)
     assert seen.now == {"a": "u-a"}
     assert api.asked[-1][1]["resourceVersion"] == "11"
+
+
+async def test_an_object_that_cannot_be_read_hides_no_other(api, client):
+    api.lists = [page([item("poison", 1), item("a", 2)], 10)]
+    api.watches = [[event("MODIFIED", item("poison", 11)), event("ADDED", item("b", 12))], ["over"]]
+    seen = Seen()
+    await follow(client, api, seen)
+    assert seen.said == [("put", "a"), "synced", ("put", "b")]
+    assert len(api.asked) == 3
+
+
+async def test_a_stream_that_is_silent_is_opened_anew_where_it_was(api, client):
+    api.lists = [page([], 10)]
+    api.watches = [[event("ADDED", item("a", 11)), "silent"], ["over"]]
+    seen = Seen()
+    await follow(client, api, seen, silence=0.2)
+    assert seen.now == {"a": "u-a"}
+    assert [query.get("resourceVersion") for _, query in api.asked] == [None, "10", "11"]
 
 
 async def test_an_api_that_fails_is_asked_again(api, client):

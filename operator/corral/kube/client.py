@@ -37,6 +37,10 @@ class AlreadyExists(Conflict):
     """There is an object of that name."""
 
 
+class Silent(Unavailable):
+    """A watch from which nothing came for too long: dead, or nothing happened. It is opened anew."""
+
+
 class Expired(Exception):  # noqa: N818 - the API's word
     """410: the resource version or the continue token is too old; list again."""
 
@@ -204,14 +208,19 @@ class KubeClient:
         sent_method, url, headers, sent_body, _ = serialized
         return await self._api.call_api(sent_method, url, headers, sent_body, _request_timeout=limits)
 
-    async def watch(self, path: str, params: Mapping[str, str], *, idle: float) -> AsyncGenerator[dict[str, Any]]:
-        """Events as they come, until the server ends the stream. `idle`: seconds of silence after which the connection counts as dead."""
+    async def watch(
+        self, path: str, params: Mapping[str, str], *, idle: float, opened: Callable[[], None] | None = None
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """Events as they come, until the server ends the stream. `idle`: seconds of silence after which the connection counts as dead; `opened` is
+        called when the server has answered."""
         limits = aiohttp.ClientTimeout(total=None, sock_connect=10.0, sock_read=idle)
         where = f"watch {path}"
         try:
             response = await self._send("GET", path, limits, params={**params, "watch": "true"})
             if response.status != 200:
                 raise _error(where, response.status, await response.read())
+            if opened is not None:
+                opened()
             stream: aiohttp.ClientResponse = response.response
             try:
                 rest = b""
@@ -222,6 +231,8 @@ class KubeClient:
                             yield _event(where, line)
             finally:
                 stream.close()
+        except aiohttp.SocketTimeoutError as error:
+            raise Silent(f"{where}: nothing came for {idle:.0f} s") from error
         except (TimeoutError, asyncio.IncompleteReadError, aiohttp.ClientError, OSError) as error:
             raise Unavailable(f"{where}: {str(error) or type(error).__name__}") from error
 

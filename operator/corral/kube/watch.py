@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from corral.kube.client import PAGE, Expired, KubeClient
+from corral.kube.client import PAGE, Expired, KubeClient, Silent
 from corral.kube.ports import Gone, Refused, Unavailable
 
 log = logging.getLogger(__name__)
@@ -25,8 +25,8 @@ Object = dict[str, Any]
 
 WATCH_SECONDS = (240, 300)
 """How long one watch lasts, drawn anew each time, so that many watches do not end together."""
-SILENCE = 100.0
-"""Bookmarks come about once a minute; a stream that is silent for longer is dead, whatever TCP says."""
+SILENCE = 150.0
+"""Bookmarks come about once a minute, mostly; a stream that is silent for longer may be dead, whatever TCP says, and is opened anew."""
 BACKOFF = (0.25, 30.0)
 
 
@@ -63,6 +63,7 @@ class Reflector:
         trim: Callable[[Object], Object] = without_managed_fields,
         page: int = PAGE,
         jitter: Callable[[], float] = random.random,
+        silence: float = SILENCE,
     ) -> None:
         self.path = path
         self.last_activity = time.monotonic()
@@ -73,39 +74,46 @@ class Reflector:
         self._trim = trim
         self._page = page
         self._jitter = jitter
+        self._silence = silence
         self._known: dict[tuple[str, str], str] = {}
+        self._version = ""
 
     async def run(self) -> None:
         failures = 0
-        version = ""
         while True:
             before = self.last_activity
             try:
-                if not version:
-                    version = await self._list()
-                version = await self._watch(version)
+                if not self._version:
+                    self._version = await self._list()
+                await self._watch()
                 failures = 0
                 continue
             except Expired:
                 log.info("the watch of %s is too old; listing again", self.path)
-                version = ""
+                self._version = ""
+            except Silent as error:
+                log.info("%s", error)
+                continue
             except (Unavailable, Gone) as error:
                 log.warning("%s", error)
             except Refused as error:
                 log.error("%s is refused: %s", self.path, error)  # noqa: TRY400 - what the API said is all there is
             except Exception:
-                # One object that cannot be handled must not end the watch of all others; the list tells what is true.
+                # The list tells what is true.
                 log.exception("the watch of %s failed", self.path)
-                version = ""
+                self._version = ""
             failures = 0 if self.last_activity != before else failures + 1
             await asyncio.sleep(min(BACKOFF[1], BACKOFF[0] * 2**failures) * (0.5 + self._jitter()))
+
+    def _heard(self) -> None:
+        self.last_activity = time.monotonic()
 
     async def _list(self) -> str:
         seen: dict[tuple[str, str], str] = {}
         params = {**self._selectors, "limit": str(self._page)}
         while True:
             page = await self._client.list(self.path, params)
-            self.last_activity = time.monotonic()
+            self._heard()
             for item in page.pop("items", None) or []:
                 self._put(item, seen)
             metadata = page.get("metadata") or {}
@@ -122,26 +130,26 @@ class Reflector:
             self._target.synced()
         return str(metadata.get("resourceVersion") or "")
 
-    async def _watch(self, version: str) -> str:
+    async def _watch(self) -> None:
         low, high = WATCH_SECONDS
         params = {
             **self._selectors,
-            "resourceVersion": version,
+            "resourceVersion": self._version,
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(round(low + (high - low) * self._jitter())),
         }
-        stream = self._client.watch(self.path, params, idle=SILENCE)
+        stream = self._client.watch(self.path, params, idle=self._silence, opened=self._heard)
         async with contextlib.aclosing(stream):
             async for event in stream:
-                self.last_activity = time.monotonic()
+                self._heard()
                 obj: Object = event["object"]
-                version = str((obj.get("metadata") or {}).get("resourceVersion") or version)
+                # Kept at once: a stream that breaks is taken up where it was.
+                self._version = str((obj.get("metadata") or {}).get("resourceVersion") or self._version)
                 if event["type"] == "DELETED":
                     self._known.pop(key_of(obj), None)
                     self._target.remove(*key_of(obj), str(obj["metadata"].get("uid") or ""))
                 elif event["type"] in {"ADDED", "MODIFIED"}:
                     self._put(obj, self._known)
-        return version
 
     def _put(self, obj: Object, known: dict[tuple[str, str], str]) -> None:
         key, uid = key_of(obj), str(obj["metadata"].get("uid") or "")
@@ -149,4 +157,8 @@ class Reflector:
         if before is not None and before != uid:  # deleted and made anew while nobody looked
             self._target.remove(*key, before)
         known[key] = uid
-        self._target.put(self._trim(obj))
+        try:
+            self._target.put(self._trim(obj))
+        except Exception:
+            # One object that cannot be read must not hide all others.
+            log.exception("%s of %s cannot be handled", "/".join(key), self.path)
