@@ -5,14 +5,17 @@ Its steps are the order of what matters: what must end, what is not known yet, t
 
 from __future__ import annotations
 
+from heapq import nsmallest
+
 from corral.domain import explain, reasons
 from corral.domain.draft import Draft
 from corral.domain.eviction import Purpose
 from corral.domain.fairness import demand_of, queue
-from corral.domain.fit import candidates, fits_alone, refused_by_pool
+from corral.domain.fit import candidates, refused_by_pool
 from corral.domain.lifecycle import clear_away, end_orphans, retire
 from corral.domain.model import Model
-from corral.domain.placement import backing_off, place
+from corral.domain.placement import place
+from corral.domain.places import backing_off
 from corral.domain.plan import Estimate, Explanation, Plan
 from corral.domain.rollout import finish, roll
 from corral.domain.snapshot import Snapshot
@@ -21,13 +24,17 @@ MOST_ESTIMATES = 4  # at once: each is a Job
 
 
 def decide(snapshot: Snapshot, now: float) -> Plan:
-    """Say what to do next, in order, and why. `now`: seconds since the epoch."""
+    """Say what to do next, in order, and why. `now`: seconds since the epoch.
+
+    Only models that need it are looked at; the verdict of every other is that it is at rest, as its replicas tell.
+    """
     draft = Draft(snapshot, now)
-    end_orphans(draft, sorted({*snapshot.by_model, *(key for key, model in snapshot.models.items() if model.deleting)}))
-    models = [model for _, model in sorted(snapshot.models.items()) if not model.deleting]
+    keys = snapshot.index.looks(now)
+    end_orphans(draft, keys)
+    models = [model for key in keys if (model := snapshot.models.get(key)) is not None and not model.deleting]
     for model in models:
         clear_away(draft, model)
-    _estimate(draft, models)
+    _estimate(draft)
     for want in queue(draft, [model for model in models if placeable(draft, model)]):
         if want.purpose is Purpose.ROLLOUT:
             roll(draft, want)
@@ -37,21 +44,23 @@ def decide(snapshot: Snapshot, now: float) -> Plan:
         finish(draft, model)
         retire(draft, model)
         _speak(draft, model)
+    draft.wake(snapshot.index.next_due(now))
     return draft.plan()
 
 
-def _estimate(draft: Draft, models: list[Model]) -> None:
+def _estimate(draft: Draft) -> None:
     """Who has waiters comes first, then the oldest."""
+    models = [draft.snapshot.models[key] for key in draft.snapshot.index.unknown]
     under_way = sum(1 for model in models if model.estimating)
-    unknown = [model for model in models if model.footprint is None and model.blocked is None and not model.estimating]
-    unknown.sort(key=lambda model: (not demand_of(draft, model).waiting, model.created, model.key))
-    for model in unknown:
+    unknown = []
+    for model in models:
+        if model.blocked is not None or model.estimating or model.deleting:
+            continue
         if model.estimate_after is not None and model.estimate_after > draft.now:
             draft.wake(model.estimate_after)
-            continue
-        if under_way >= MOST_ESTIMATES:
-            break
-        under_way += 1
+        else:
+            unknown.append(model)
+    for model in nsmallest(MOST_ESTIMATES - under_way, unknown, key=lambda each: (not demand_of(draft, each).waiting, each.created, each.key)):
         draft.act(Estimate(model.key, reasons.ESTIMATING, f"{model.key}: the memory that it needs is not known yet."))
 
 
@@ -67,7 +76,7 @@ def placeable(draft: Draft, model: Model) -> bool:
     if model.footprint is None:
         draft.say(model, Explanation(reasons.ESTIMATING, "The memory that it needs is being found out."))
         return False
-    if not fits_alone(draft.snapshot, model):
+    if model.key in draft.snapshot.index.unfit:
         devices = [device for _, device in candidates(draft.snapshot, model)]
         if devices:
             draft.say(model, explain.does_not_fit(model, devices), stalled=True)

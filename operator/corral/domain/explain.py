@@ -14,7 +14,7 @@ from corral.domain.units import clock, plural, quantity
 if TYPE_CHECKING:
     from corral.domain.draft import Draft
     from corral.domain.eviction import Prospect, Victim
-    from corral.domain.placement import Place
+    from corral.domain.places import Place
 
 MOST_CANDIDATES = 8
 MOST_REFUSED = 6

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from corral.domain import reasons
 from corral.domain.footprint import need_on, split
 from corral.domain.model import Device, DeviceKey, DeviceKind, Model, Node, Pool, Taint, Toleration
-from corral.domain.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from corral.domain.snapshot import Snapshot, State
 
 
 def tolerates(tolerations: Iterable[Toleration], taint: Taint) -> bool:
@@ -62,22 +65,27 @@ def candidates(snapshot: Snapshot, model: Model) -> Iterator[tuple[Node, Device]
             yield node, device
 
 
-def fits_alone(snapshot: Snapshot, model: Model) -> bool:
+def fits_alone(snapshot: Snapshot | State, model: Model) -> bool:
     """With nothing else anywhere, judged by the largest capacity that each device was seen with."""
     footprint = model.footprint
     if footprint is None:
         return True
+    least = min(need_on(footprint, DeviceKind.HOST), need_on(footprint, DeviceKind.GPU))
     rooms: dict[str, list[int]] = {}
-    for node, device in candidates(snapshot, model):
+    for key in snapshot.index.pool(model.pool).usable.largest():
+        device, node = snapshot.devices[key], snapshot.nodes.get(key.node)
         usable = max(device.capacity, device.largest) - device.margin
+        if usable < least and model.max_devices < 2:
+            return False
+        if node is None or not selected(model, node):
+            continue
         if need_on(footprint, device.kind) <= usable:
             return True
         if device.kind is DeviceKind.GPU:
             rooms.setdefault(node.name, []).append(usable)
     if model.max_devices < 2:
         return False
-    for each in rooms.values():
-        each.sort(reverse=True)
+    for each in rooms.values():  # the largest of each node come first
         if any(split(footprint, each[:count]) is not None for count in range(2, min(model.max_devices, len(each)) + 1)):
             return True
     return False

@@ -121,8 +121,9 @@ def _end_sleepers(draft: Draft, model: Model, *, asked: bool) -> None:
         if not draft.free_to_act(replica):
             continue
         if replica.committed:
-            if not asked:
-                message = f"{replica.name} sleeps and nobody asks for it: its commitment is taken back."
+            if replica.reachable:
+                # Left by a crash: whoever could have used it here would have been told to load by now.
+                message = f"{replica.name} sleeps on a commitment that nobody uses: it is taken back."
                 draft.act(Evict(model.key, reasons.IDLE_TIMEOUT, message, replica.id, "", unused_since(replica)))
             continue
         if replica.state is ReplicaState.SLEEPING and spare > 0 and standing.have:

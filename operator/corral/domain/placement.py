@@ -5,20 +5,18 @@ Called once per entry of the queue, in its order, on one tentative ledger. It mu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from corral.domain import explain, reasons
 from corral.domain.draft import Draft
 from corral.domain.eviction import Lack, Prospect, Purpose, Victim, cheapest, prospect, turn_start
-from corral.domain.fit import candidates, closed_for, device_closed, node_closed
-from corral.domain.footprint import need_on, split
-from corral.domain.model import Device, DeviceKey, DeviceKind, Footprint, Model, Replica
+from corral.domain.model import DeviceKey, DeviceKind, Model, Replica
+from corral.domain.places import MOST_SHOWN, Finder, Place, fits_now, fits_soon, foreign_claims, lacks_of, left_over, own_place
 from corral.domain.plan import Create, Delete, Evict, Load, Next, Refusal
 from corral.domain.policy import policy_of
 
-POD_SECONDS = 3.0  # what a new pod costs beside its download
-DOWNLOAD_RATE = 100_000_000  # bytes per second that a download is thought to reach
 PASSING = frozenset(
     {reasons.IN_FLIGHT, reasons.WANTED, reasons.IN_ITS_TURN, reasons.YOUNG, reasons.JUST_LOADED, reasons.LOADING, reasons.LEAVING, reasons.STARTING}
 )  # refusals that end by themselves
@@ -35,29 +33,6 @@ class Want:
     missing: int = 1
     waiter: float | None = None  # what `Load.loaded_for` says
     reason: str = reasons.REQUESTED
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Some devices of one node, and what the model needs on each."""
-
-    devices: tuple[Device, ...]
-    needs: dict[DeviceKey, int]
-    shares: tuple[float, ...]
-    own: Replica | None = None  # the sleeping replica that is bound to them
-    waits: float = 0.0  # seconds until its file would be there
-
-    @property
-    def keys(self) -> tuple[DeviceKey, ...]:
-        return tuple(device.key for device in self.devices)
-
-    @property
-    def node(self) -> str:
-        return self.devices[0].key.node
-
-    @property
-    def need(self) -> int:
-        return sum(self.needs.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +82,7 @@ def _place_one(draft: Draft, want: Want, asleep: list[Replica], coming: list[Rep
     own = [each for each in own if each.own in asleep]
     ready = [each for each in own if fits_now(draft, model, each)]
     if ready:
-        _load(draft, want, min(ready, key=lambda each: (_left(draft, each), each.keys)), asleep)
+        _load(draft, want, min(ready, key=lambda each: (left_over(draft, each), each.keys)), asleep)
         return True
     for each in own:
         if fits_soon(draft, each):
@@ -122,124 +97,16 @@ def _place_one(draft: Draft, want: Want, asleep: list[Replica], coming: list[Rep
             draft.wish({key: need - replica.uses(key) for key, need in place_.needs.items()})
         explain.coming(draft, model, replica)
         return True
-    fresh = new_places(draft, model, footprint)
-    here = [each for each in fresh if fits_now(draft, model, each)]
+    finder = Finder(draft, model, footprint)
+    here = finder.free_now()
     if here:
         return _create(draft, want, min(here, key=lambda each: _score(draft, model, each)), asleep)
-    return _make_room(draft, want, own, fresh, asleep)
-
-
-# Places.
-
-
-def own_place(draft: Draft, model: Model, footprint: Footprint, replica: Replica, *, coming: bool = False) -> Place | None:
-    """Where a sleeping replica is bound to; None when it cannot be loaded there now."""
-    devices = tuple(device for key in replica.devices if (device := draft.snapshot.devices.get(key)) is not None)
-    if not devices or len(devices) != len(replica.devices):
-        return None
-    if closed_for(draft.snapshot, model, replica.devices) or (not coming and not replica.reachable) or backing_off(draft, model, replica.node):
-        return None
-    if replica.committed:
-        return Place(devices, dict(replica.committed), _shares(footprint, [replica.committed.get(each.key, 0) for each in devices]), replica)
-    return _place_on(draft, footprint, devices, replica)
-
-
-def _shares(footprint: Footprint, sizes: list[int]) -> tuple[float, ...]:
-    found = split(footprint, sizes) if len(sizes) > 1 else None
-    return found.shares if found is not None else (1.0,) * len(sizes)
-
-
-def _place_on(draft: Draft, footprint: Footprint, devices: tuple[Device, ...], own: Replica | None, waits: float = 0.0) -> Place | None:
-    if len(devices) == 1:
-        return Place(devices, {devices[0].key: need_on(footprint, devices[0].kind)}, (1.0,), own, waits)
-    rooms = [min((room := draft.room(each, own)).now, room.soon) for each in devices]
-    found = split(footprint, rooms) or split(footprint, [each.usable for each in devices])
-    if found is None:
-        return None
-    return Place(devices, dict(zip((each.key for each in devices), found.bytes, strict=True)), found.shares, own, waits)
-
-
-def new_places(draft: Draft, model: Model, footprint: Footprint) -> list[Place]:
-    """Every open device that is big enough with nothing else on it; sets of devices only when no single one is."""
-    taken = {key for each in draft.snapshot.replicas_of(model.key) if not each.resident and not each.deleting for key in each.devices}
-    single: list[Place] = []
-    several: dict[str, list[Device]] = {}
-    for node, device in candidates(draft.snapshot, model):
-        if node_closed(model, node) or device_closed(device) or device.key in taken or backing_off(draft, model, node.name):
-            continue
-        if draft.claimed_by_other(device.key, model.namespace):
-            continue
-        waits = POD_SECONDS + (0.0 if footprint.digest and footprint.digest in node.cached else footprint.file_bytes / DOWNLOAD_RATE)
-        if need_on(footprint, device.kind) <= device.usable:
-            found = _place_on(draft, footprint, (device,), None, waits)
-            if found is not None:
-                single.append(found)
-        elif model.max_devices > 1 and device.kind is DeviceKind.GPU:
-            several.setdefault(node.name, []).append(device)
-    if single:
-        return single
-    return list(_spread_places(draft, model, footprint, several))
-
-
-def _spread_places(draft: Draft, model: Model, footprint: Footprint, nodes: dict[str, list[Device]]) -> Iterable[Place]:
-    for devices in nodes.values():
-        by_room = sorted(devices, key=lambda each: (-draft.room(each).now, each.key))
-        for count in range(2, min(model.max_devices, len(by_room)) + 1):
-            chosen = tuple(sorted(by_room[:count], key=lambda each: each.key))
-            found = _place_on(draft, footprint, chosen, None, POD_SECONDS + footprint.file_bytes / DOWNLOAD_RATE)
-            if found is not None:
-                yield found
-                break
-
-
-def backing_off(draft: Draft, model: Model, node: str) -> bool:
-    return any(each.node in ("", node) and each.until > draft.now for each in model.backoff)
-
-
-# Fit.
-
-
-def fits_now(draft: Draft, model: Model, place_: Place) -> bool:
-    """Room is there, and stays there when everybody ahead got what is kept for them."""
-    for device in place_.devices:
-        room = draft.room(device, place_.own)
-        need = place_.needs[device.key]
-        if room.now < need or room.soon < need or room.models_now < 1 or room.models_soon < 1:
-            return False
-    return not foreign_claims(draft, model, place_)
-
-
-def fits_soon(draft: Draft, place_: Place) -> bool:
-    """What is under way already makes enough room."""
-    for device in place_.devices:
-        room = draft.room(device, place_.own)
-        if room.soon < place_.needs[device.key] or room.models_soon < 1:
-            return False
-    return True
-
-
-def lacks_of(draft: Draft, place_: Place) -> dict[DeviceKey, Lack]:
-    lacks = {}
-    for device in place_.devices:
-        room = draft.room(device, place_.own)
-        lacks[device.key] = Lack(place_.needs[device.key] - room.soon, 1 - room.models_soon)
-    return lacks
-
-
-def foreign_claims(draft: Draft, model: Model, place_: Place) -> list[Replica]:
-    """Pods that hold one of the devices for another namespace. Only their deletion frees it."""
-    if place_.own is not None:
-        return []
-    return [each for key in place_.keys for each in draft.snapshot.on_device(key) if each.namespace_claim and each.namespace != model.namespace]
-
-
-def _left(draft: Draft, place_: Place) -> int:
-    return sum(draft.room(device, place_.own).now - place_.needs[device.key] for device in place_.devices)
+    return _make_room(draft, want, own, finder, asleep)
 
 
 def _score(draft: Draft, model: Model, place_: Place) -> tuple[bool, float, int, int, tuple[DeviceKey, ...]]:
     """The least wins: not promised to another newcomer, the file is there, best fit, spread of the model's replicas, then the key."""
-    left = _left(draft, place_)
+    left = left_over(draft, place_)
     promised = any(draft.wished(each.key) > draft.room(each).now - place_.needs[each.key] for each in place_.devices)
     near = sum(1 for each in draft.snapshot.replicas_of(model.key) if each.node == place_.node)
     return promised, place_.waits, left, near, place_.keys
@@ -307,23 +174,24 @@ def unused_since(replica: Replica) -> float:
 # Making room.
 
 
-def _make_room(draft: Draft, want: Want, own: list[Place], fresh: list[Place], asleep: list[Replica]) -> bool:
+def _make_room(draft: Draft, want: Want, own: list[Place], finder: Finder, asleep: list[Replica]) -> bool:
     model = want.model
     if want.purpose is Purpose.ROLLOUT:
         # The new revision never costs another model its place: it sleeps beside the old one and takes over from it.
         there = {key for each in draft.standing(model).old for key in each.devices}
-        beside = [] if own else [each for each in fresh if there & set(each.keys)]
+        beside = [] if own else finder.on(sorted(there))
         return bool(beside) and _create(draft, want, beside[0], asleep)
     pool = draft.pool(model)
     search = Search()
-    option = best_option(draft, want, [*own, *fresh], search, end_turns=False)
+    option = best_option(draft, want, own, finder, search, end_turns=False)
     waited = draft.now - want.since >= pool.max_wait
     if option is None and want.purpose is Purpose.WAITER:
         if waited:
-            option = best_option(draft, want, [*own, *fresh], Search(), end_turns=True)
+            option = best_option(draft, want, own, finder, Search(), end_turns=True)
         else:
             draft.wake(want.since + pool.max_wait)
     if option is None:
+        _look_around(draft, want, finder, search)
         _wait(draft, want, search, asleep)
         return False
     if option.place.own is not None:
@@ -356,13 +224,26 @@ def _prepare(draft: Draft, want: Want, option: Option, asleep: list[Replica]) ->
     return _create(draft, want, place_, asleep)
 
 
-def best_option(draft: Draft, want: Want, places: Sequence[Place], search: Search, *, end_turns: bool) -> Option | None:
+def best_option(draft: Draft, want: Want, own: Sequence[Place], finder: Finder, search: Search, *, end_turns: bool) -> Option | None:
+    policy = policy_of(draft.pool(want.model).policy)
     best: Option | None = None
-    for each in places:
+    for bound, each in chain(((float("-inf"), place_) for place_ in own), finder.evictable(end_turns=end_turns)):
+        if best is not None and policy.least_price(bound) >= best.price:
+            break
         found = _option(draft, want, each, search, end_turns=end_turns)
         if found is not None and (best is None or found.rank < best.rank):
             best = found
     return best
+
+
+def _look_around(draft: Draft, want: Want, finder: Finder, search: Search) -> None:
+    """Nobody can make way: the places that come closest belong to the explanation, and one of them is waited for."""
+    seen = {place_.keys for place_, _ in search.places}
+    for each in finder.nearest():
+        if len(search.places) >= MOST_SHOWN:
+            return
+        if each.keys not in seen:
+            search.places.append((each, prospect(draft, want.model, each.keys, want.purpose)))
 
 
 def _option(draft: Draft, want: Want, place_: Place, search: Search, *, end_turns: bool) -> Option | None:

@@ -20,6 +20,9 @@ class EvictionPolicy(Protocol):
     def price(self, worths: Sequence[float], waits: float, now: float) -> float:
         """What it costs to lose replicas of these worths together and let the newcomer wait `waits` seconds for its file: the least is taken."""
 
+    def least_price(self, last_use: float) -> float:
+        """No set of replicas that were all used at `last_use` or later is cheaper: where a search by last use may stop."""
+
 
 POLICIES: Mapping[str, EvictionPolicy] = {Policy.LRU: LeastRecentlyUsed(), Policy.COST_AWARE: CostAware()}
 

@@ -33,3 +33,7 @@ class CostAware:
 
     def price(self, worths: Sequence[float], waits: float, now: float) -> float:  # noqa: ARG002
         return max(worths, default=0.0) * (1.0 + waits)
+
+    def least_price(self, last_use: float) -> float:  # noqa: ARG002
+        """Recency alone tells nothing: the search goes on to its end."""
+        return float("-inf")

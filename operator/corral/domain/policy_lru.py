@@ -19,3 +19,6 @@ class LeastRecentlyUsed:
     def price(self, worths: Sequence[float], waits: float, now: float) -> float:  # noqa: ARG002
         """The most recent use of the set; a second that the newcomer waits for its file weighs as much as a second of recency."""
         return max(worths, default=0.0) + waits
+
+    def least_price(self, last_use: float) -> float:
+        return last_use

@@ -9,7 +9,8 @@ from corral.domain import reasons
 from corral.domain.draft import Draft
 from corral.domain.fairness import wanted
 from corral.domain.model import Model, Replica
-from corral.domain.placement import Want, fits_now, own_place, place
+from corral.domain.placement import Want, place
+from corral.domain.places import fits_now, own_place
 from corral.domain.plan import Delete
 
 

@@ -1,0 +1,238 @@
+"""Where a model could be: the devices of its sleeping replicas, and new ones as far as they are worth a look; and whether it fits there.
+
+It must never choose between places, nor look at victims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+
+from corral.domain.draft import Draft
+from corral.domain.eviction import Lack
+from corral.domain.fit import candidates, closed_for, device_closed, node_closed, selected
+from corral.domain.footprint import need_on, split
+from corral.domain.model import Device, DeviceKey, DeviceKind, Footprint, Model, Node, Replica
+
+POD_SECONDS = 3.0  # what a new pod costs beside its download
+DOWNLOAD_RATE = 100_000_000  # bytes per second that a download is thought to reach
+# How many places one model is compared on in one decision. Clusters of up to this many candidates are searched whole.
+MOST_FITS = 16
+MOST_NEAR = 16
+MOST_SEARCHED = 48
+MOST_SHOWN = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Some devices of one node, and what the model needs on each."""
+
+    devices: tuple[Device, ...]
+    needs: dict[DeviceKey, int]
+    shares: tuple[float, ...]
+    own: Replica | None = None  # the sleeping replica that is bound to them
+    waits: float = 0.0  # seconds until its file would be there
+
+    @property
+    def keys(self) -> tuple[DeviceKey, ...]:
+        return tuple(device.key for device in self.devices)
+
+    @property
+    def node(self) -> str:
+        return self.devices[0].key.node
+
+    @property
+    def need(self) -> int:
+        return sum(self.needs.values())
+
+
+def own_place(draft: Draft, model: Model, footprint: Footprint, replica: Replica, *, coming: bool = False) -> Place | None:
+    """Where a sleeping replica is bound to; None when it cannot be loaded there now."""
+    devices = tuple(device for key in replica.devices if (device := draft.snapshot.devices.get(key)) is not None)
+    if not devices or len(devices) != len(replica.devices):
+        return None
+    if closed_for(draft.snapshot, model, replica.devices) or (not coming and not replica.reachable) or backing_off(draft, model, replica.node):
+        return None
+    if replica.committed:
+        return Place(devices, dict(replica.committed), _shares(footprint, [replica.committed.get(each.key, 0) for each in devices]), replica)
+    return _place_on(draft, footprint, devices, replica)
+
+
+def _shares(footprint: Footprint, sizes: list[int]) -> tuple[float, ...]:
+    found = split(footprint, sizes) if len(sizes) > 1 else None
+    return found.shares if found is not None else (1.0,) * len(sizes)
+
+
+def _place_on(draft: Draft, footprint: Footprint, devices: tuple[Device, ...], own: Replica | None, waits: float = 0.0) -> Place | None:
+    if len(devices) == 1:
+        return Place(devices, {devices[0].key: need_on(footprint, devices[0].kind)}, (1.0,), own, waits)
+    rooms = [min((room := draft.room(each, own)).now, room.soon) for each in devices]
+    found = split(footprint, rooms) or split(footprint, [each.usable for each in devices])
+    if found is None:
+        return None
+    return Place(devices, dict(zip((each.key for each in devices), found.bytes, strict=True)), found.shares, own, waits)
+
+
+def taken_by(draft: Draft, model: Model) -> frozenset[DeviceKey]:
+    """Devices to which a replica of the model is bound that is not loaded: there is nothing to gain from a second one."""
+    return frozenset(key for each in draft.snapshot.replicas_of(model.key) if not each.resident and not each.deleting for key in each.devices)
+
+
+class Finder:
+    """Places for a new replica of one model, as many as are worth a look. Every one of them is open and big enough with nothing else on it."""
+
+    def __init__(self, draft: Draft, model: Model, footprint: Footprint) -> None:
+        self.draft = draft
+        self.model = model
+        self.footprint = footprint
+        self.ranks = draft.snapshot.index.pool(model.pool)
+        self.least = min(need_on(footprint, DeviceKind.GPU), need_on(footprint, DeviceKind.HOST))
+        self._taken = taken_by(draft, model)
+        self._known: dict[DeviceKey, Place | None] = {}
+        self._several: list[Place] | None = None
+        self.single = model.max_devices < 2 or any(self.at(key) is not None for key in self.ranks.usable.at_least(self.least))
+
+    def at(self, key: DeviceKey) -> Place | None:
+        """One device on its own."""
+        if key not in self._known:
+            self._known[key] = self._at(key)
+        return self._known[key]
+
+    def _at(self, key: DeviceKey) -> Place | None:
+        draft, model, footprint = self.draft, self.model, self.footprint
+        device, node = draft.snapshot.devices[key], draft.snapshot.nodes.get(key.node)
+        if key in self._taken or node is None or need_on(footprint, device.kind) > device.usable:
+            return None
+        if not selected(model, node) or node_closed(model, node) or device_closed(device) or backing_off(draft, model, node.name):
+            return None
+        return _place_on(draft, footprint, (device,), None, self._waits(node))
+
+    def _waits(self, node: Node) -> float:
+        there = bool(self.footprint.digest) and self.footprint.digest in node.cached
+        return POD_SECONDS + (0.0 if there else self.footprint.file_bytes / DOWNLOAD_RATE)
+
+    def _near_file(self) -> Iterator[DeviceKey]:
+        """Devices of nodes that have the file already."""
+        for name in sorted(self.draft.snapshot.index.cached.get(self.footprint.digest, ())) if self.footprint.digest else ():
+            yield from self.draft.snapshot.on_node(name)
+
+    def free_now(self) -> list[Place]:
+        """Where it fits as things are: on nodes that have the file, and the tightest fits elsewhere."""
+        if not self.single:
+            return [each for each in self.several() if fits_now(self.draft, self.model, each)]
+        found: dict[DeviceKey, Place] = {}
+        for source, most in ((self._near_file(), MOST_NEAR), (self.ranks.free.at_least(self.least), MOST_FITS)):
+            count = 0
+            for key in source:
+                place_ = self.at(key)
+                if place_ is not None and key not in found and fits_now(self.draft, self.model, place_):
+                    found[key] = place_
+                    count += 1
+                    if count >= most:
+                        break
+        return list(found.values())
+
+    def evictable(self, *, end_turns: bool) -> Iterator[tuple[float, Place]]:
+        """Where evictions could make it fit, with the least that the most recent use of the victims can be."""
+        if not self.single:
+            yield from ((float("-inf"), each) for each in self.several())
+            return
+        ranked = self.ranks.turn_room if end_turns else self.ranks.idle_room
+        if ranked.count_at_least(self.least) <= MOST_SEARCHED:
+            keys: Iterator[tuple[float, DeviceKey]] = ((float("-inf"), key) for key in ranked.at_least(self.least))
+        elif end_turns:
+            keys = ((float("-inf"), key) for key in islice(ranked.largest(), MOST_SEARCHED))
+        else:
+            keys = chain(((float("-inf"), key) for key in islice(self._near_file(), MOST_NEAR)), self._by_last_use())
+        for bound, key in keys:
+            place_ = self.at(key)
+            if place_ is not None:
+                yield bound, place_
+
+    def _by_last_use(self) -> Iterator[tuple[float, DeviceKey]]:
+        seen: set[DeviceKey] = set()
+        arenas = self.draft.snapshot.index.arenas
+        for at, replica_id in self.ranks.last_use:
+            for key in self.draft.snapshot.replicas[replica_id].devices:
+                if key not in seen and key in arenas and arenas[key].idle_room >= self.least:
+                    seen.add(key)
+                    yield at, key
+                    if len(seen) >= MOST_SEARCHED:
+                        return
+
+    def nearest(self) -> list[Place]:
+        """The places that come closest, for whoever asks why it waits."""
+        if not self.single:
+            return self.several()[:MOST_SHOWN]
+        return list(islice((each for key in self.ranks.turn_room.largest() if (each := self.at(key)) is not None), MOST_SHOWN))
+
+    def on(self, keys: Iterable[DeviceKey]) -> list[Place]:
+        """On these devices, one by one or together."""
+        if self.single:
+            return [each for key in keys if key in self.draft.snapshot.devices and (each := self.at(key)) is not None]
+        there = set(keys)
+        return [each for each in self.several() if there & set(each.keys)]
+
+    def several(self) -> list[Place]:
+        """The fewest devices of each node over which the layers can be split."""
+        if self._several is None:
+            nodes: dict[str, list[Device]] = {}
+            for node, device in candidates(self.draft.snapshot, self.model):
+                closed = node_closed(self.model, node) or device_closed(device) or backing_off(self.draft, self.model, node.name)
+                if not closed and device.key not in self._taken and device.kind is DeviceKind.GPU:
+                    nodes.setdefault(node.name, []).append(device)
+            self._several = [each for devices in nodes.values() if (each := self._spread(devices)) is not None]
+        return self._several
+
+    def _spread(self, devices: list[Device]) -> Place | None:
+        by_room = sorted(devices, key=lambda each: (-self.draft.room(each).now, each.key))
+        waits = self._waits(self.draft.snapshot.nodes[devices[0].key.node])
+        for count in range(2, min(self.model.max_devices, len(by_room)) + 1):
+            chosen = tuple(sorted(by_room[:count], key=lambda each: each.key))
+            found = _place_on(self.draft, self.footprint, chosen, None, waits)
+            if found is not None:
+                return found
+        return None
+
+
+def backing_off(draft: Draft, model: Model, node: str) -> bool:
+    return any(each.node in ("", node) and each.until > draft.now for each in model.backoff)
+
+
+def fits_now(draft: Draft, model: Model, place_: Place) -> bool:
+    """Room is there, and stays there when everybody ahead got what is kept for them."""
+    for device in place_.devices:
+        room = draft.room(device, place_.own)
+        need = place_.needs[device.key]
+        if room.now < need or room.soon < need or room.models_now < 1 or room.models_soon < 1:
+            return False
+    return not foreign_claims(draft, model, place_)
+
+
+def fits_soon(draft: Draft, place_: Place) -> bool:
+    """What is under way already makes enough room."""
+    for device in place_.devices:
+        room = draft.room(device, place_.own)
+        if room.soon < place_.needs[device.key] or room.models_soon < 1:
+            return False
+    return True
+
+
+def lacks_of(draft: Draft, place_: Place) -> dict[DeviceKey, Lack]:
+    lacks = {}
+    for device in place_.devices:
+        room = draft.room(device, place_.own)
+        lacks[device.key] = Lack(place_.needs[device.key] - room.soon, 1 - room.models_soon)
+    return lacks
+
+
+def foreign_claims(draft: Draft, model: Model, place_: Place) -> list[Replica]:
+    """Pods that hold one of the devices for another namespace. Only their deletion frees it."""
+    if place_.own is not None:
+        return []
+    return [each for key in place_.keys for each in draft.snapshot.on_device(key) if each.namespace_claim and each.namespace != model.namespace]
+
+
+def left_over(draft: Draft, place_: Place) -> int:
+    return sum(draft.room(device, place_.own).now - place_.needs[device.key] for device in place_.devices)
