@@ -103,7 +103,11 @@ class _Operator:
         from corral.control.handlers import watch_resources  # noqa: PLC0415
         from corral.control.loop import Controller  # noqa: PLC0415
         from corral.control.settings import ControlSettings  # noqa: PLC0415
-        from corral.kube.devices import Backends  # noqa: PLC0415
+        from corral.kube.bindings import SOURCES, Bindings, served  # noqa: PLC0415
+        from corral.kube.claims import ClaimKeeper  # noqa: PLC0415
+        from corral.kube.deviceplugin import DevicePlugin  # noqa: PLC0415
+        from corral.kube.devices import Backends, HostMemory, Static  # noqa: PLC0415
+        from corral.kube.dra import Dra  # noqa: PLC0415
         from corral.kube.keys import ensure_key  # noqa: PLC0415
         from corral.kube.manifests import ServerSettings  # noqa: PLC0415
         from corral.kube.membership import Pools  # noqa: PLC0415
@@ -128,15 +132,26 @@ class _Operator:
             grace_seconds=settings.grace_seconds,
         )
         control = ControlSettings(template=server.digest())
-        backends, pools = Backends(), Pools()
-        workloads = KubeWorkloads(writer, server, backends, pools, estimate_concurrency=control.estimate_concurrency)
+        dra = Dra() if await served(self._client) else None
+        backends, pools = Backends((*([dra] if dra else []), DevicePlugin(), Static(), HostMemory())), Pools()
+        keeper = ClaimKeeper(writer, dra.claims) if dra else None
+        workloads = KubeWorkloads(
+            writer,
+            server,
+            backends,
+            pools,
+            estimate_concurrency=control.estimate_concurrency,
+            ensure=keeper.ensure if keeper else None,
+            read_back=dra.read_back if dra else lambda pod: pod,
+        )
         statuses = KubeStatuses(writer, instance=settings.pod_name)
         controller = Controller(workloads, statuses, self._elector, signer, settings=control)
         sink = controller.store
-        book = NodeBook(self._client, sink, backends, pools)
-        pods = ServerPods(self._client, sink)
+        book = NodeBook(self._client, sink, backends, pools, more=SOURCES if dra else ())
+        bindings = Bindings(self._client, dra, keeper, sink, look_again=book.look_again, arrived=book.arrived) if dra and keeper else None
+        pods = ServerPods(self._client, bindings.pods if bindings else sink)
         gates = gates_of(sink, pools)
-        self._reflectors = (pods.reflector, book.reflector, book.foreign.reflector)
+        self._reflectors = (pods.reflector, book.reflector, book.foreign.reflector, *(bindings.reflectors if bindings else ()))
         self.health.registry = controller.metrics
 
         async def read_resources() -> None:
@@ -156,6 +171,7 @@ class _Operator:
             asyncio.create_task(pods.run(), name="pods"),
             asyncio.create_task(book.reflector.run(), name="nodes"),
             asyncio.create_task(book.foreign.reflector.run(), name="foreign pods"),
+            *([asyncio.create_task(bindings.run(), name="devices")] if bindings else []),
         ]
         signals = asyncio.create_task(_take_signals_back(kopf_ready, stop), name="signals")
         stopped = asyncio.create_task(stop.wait(), name="stop")

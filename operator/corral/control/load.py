@@ -30,7 +30,7 @@ async def load(shell: Shell, action: Load) -> None:
     if pod is None:
         return
     record = pod.record
-    granted = await _granted(shell, action)
+    granted = await _bound(shell, action) and await _granted(shell, action)
     if not granted:
         await shell.release(key)
         return
@@ -79,6 +79,24 @@ async def _commit(shell: Shell, action: Load) -> bool:
     pod.turn_started = None
     shell.store.put_pod(record)
     return True
+
+
+async def _bound(shell: Shell, action: Load) -> bool:
+    """Where a scheduler allocates the devices, nothing may load before what it allocated was read back and is what was decided."""
+
+    def settled(pod: Pod | None) -> bool:
+        return pod is None or pod.gone or not pod.record.claims or bool(pod.record.gpu_uuids) or bool(pod.record.failure)
+
+    await shell.store.until(action.replica, settled, shell.settings.grant_timeout)
+    pod = shell.pod(action.replica)
+    if pod is None or not pod.record.claims:
+        return pod is not None
+    record = pod.record
+    if record.gpu_uuids == record.devices:
+        return True
+    why = record.message if record.gpu_uuids else f"no allocation was seen within {shell.settings.grant_timeout:g} s"
+    shell.store.fail(action.model, record.node, reasons.BINDING_DIFFERS, why, retry=True, now=shell.clock())
+    return False
 
 
 def needed_on_host(action: Load) -> int:

@@ -13,11 +13,11 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from corral.domain import reasons
 from corral.kube.client import EVENTS, PODS, KubeClient
-from corral.kube.ports import DEVICES, MODEL_LABEL, POOL_LABEL, REVISION_LABEL, Gone, PodRecord, Refused, Sink, Unavailable
+from corral.kube.ports import DEVICES, MODEL_LABEL, POOL_LABEL, REVISION_LABEL, Gone, PodRecord, Refused, Unavailable
 from corral.kube.quantity import memory_of, whole
 from corral.kube.watch import Object, Reflector, Target
 
@@ -174,10 +174,20 @@ async def start_failure(client: KubeClient, namespace: str, uid: str) -> tuple[s
     return "", ""
 
 
+class PodSink(Protocol):
+    """As much of a `Sink` as pods need."""
+
+    def put_pod(self, pod: PodRecord) -> None: ...
+
+    def remove_pod(self, namespace: str, name: str, uid: str) -> None: ...
+
+    def synced(self, source: str) -> None: ...
+
+
 class ServerPods:
     """Feeds the sink with the server pods of all namespaces."""
 
-    def __init__(self, client: KubeClient, sink: Sink, *, patience: float = START_PATIENCE) -> None:
+    def __init__(self, client: KubeClient, sink: PodSink, *, patience: float = START_PATIENCE) -> None:
         self._client = client
         self._sink = sink
         self._patience = patience

@@ -152,6 +152,9 @@ class SliceBook:
     def of(self, node: str) -> Sequence[GpuDevice]:
         return [device for key in sorted(self._nodes.get(node, ())) for device in self._whole.get(key, ()) if device.node == node]
 
+    def nodes(self) -> set[str]:
+        return set(self._nodes)
+
     def put(self, obj: Mapping[str, Any]) -> set[str]:
         """The nodes whose devices may have changed."""
         spec, name = obj["spec"], str(obj["metadata"]["name"])

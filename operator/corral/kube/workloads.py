@@ -6,7 +6,7 @@ It owns no state: names, bytes and order are the loop's. Each write goes through
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from corral.kube.client import PODS, STRATEGIC_MERGE, AlreadyExists, KubeClient
@@ -29,7 +29,12 @@ class KubeWorkloads:
         pools: Pools,
         *,
         estimate_concurrency: int = 2,
+        ensure: Callable[[Mapping[str, Any]], Awaitable[None]] | None = None,
+        read_back: Callable[[PodRecord], PodRecord] = lambda pod: pod,
     ) -> None:
+        """`ensure` makes the ResourceClaims that a pod lists; `read_back` adds to a record what was allocated to its pod."""
+        self._ensure = ensure
+        self._read_back = read_back
         self._client = client
         self._pools = pools
         self._settings = settings
@@ -40,11 +45,14 @@ class KubeWorkloads:
     async def create(self, request: ReplicaRequest) -> PodRecord:
         binding = self._backends.bind(request.namespace, request.devices, request.device_kind, self._pools.get(request.pool))
         manifest = server_pod(request, self._settings, binding)
+        if self._ensure is not None:
+            for claim in binding.needs:
+                await self._ensure(claim)
         try:
-            return _record(await self._client.create(PODS.path(request.namespace), manifest))
+            return self._record(await self._client.create(PODS.path(request.namespace), manifest))
         except AlreadyExists as error:
             # The answer to an earlier attempt may have been lost; only a pod of the same owner is that attempt.
-            found = _record(await self._client.get(PODS.path(request.namespace, request.name)))
+            found = self._record(await self._client.get(PODS.path(request.namespace, request.name)))
             if found.owner_uid != request.owner_uid or found.deleting:
                 raise Conflict(f"pod {request.namespace}/{request.name} exists and is not what was to be made: {error}") from error
             return found
@@ -64,14 +72,14 @@ class KubeWorkloads:
         metadata: dict[str, Any] = {"annotations": dict(annotations), "uid": pod.uid}
         if precondition:
             metadata["resourceVersion"] = pod.resource_version
-        return _record(await self._client.patch(PODS.path(pod.namespace, pod.name), {"metadata": metadata}))
+        return self._record(await self._client.patch(PODS.path(pod.namespace, pod.name), {"metadata": metadata}))
 
     async def resize(self, pod: PodRecord, memory_request: int) -> PodRecord:
         body = {
             "metadata": {"uid": pod.uid},
             "spec": {"containers": [{"name": CONTAINER, "resources": {"requests": {"memory": str(memory_request)}}}]},
         }
-        return _record(await self._client.patch(PODS.path(pod.namespace, pod.name, "resize"), body, STRATEGIC_MERGE))
+        return self._record(await self._client.patch(PODS.path(pod.namespace, pod.name, "resize"), body, STRATEGIC_MERGE))
 
     async def estimate(self, request: EstimateRequest) -> Mapping[str, Any]:
         async with self._slots:
@@ -79,10 +87,9 @@ class KubeWorkloads:
 
     async def _current(self, pod: PodRecord) -> PodRecord | None:
         try:
-            return _record(await self._client.get(PODS.path(pod.namespace, pod.name)))
+            return self._record(await self._client.get(PODS.path(pod.namespace, pod.name)))
         except Gone:
             return None
 
-
-def _record(obj: dict[str, Any]) -> PodRecord:
-    return record(trim(obj))
+    def _record(self, obj: dict[str, Any]) -> PodRecord:
+        return self._read_back(record(trim(obj)))
