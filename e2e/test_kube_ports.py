@@ -1,6 +1,7 @@
 """The operator's ports against a real API server, scheduler and kubelet: lease, watch, server-side apply, resize, Job, kopf.
 
-Needs KUBECONFIG (or KUBECONFIG_E2E) of a cluster with nodes. Everything is made in a namespace of its own that enforces Pod Security `restricted`.
+Everything is made in a namespace of its own that enforces Pod Security `restricted`. An operator that is installed rests meanwhile: it would take
+these pods and models for its own.
 """
 
 from __future__ import annotations
@@ -52,33 +53,24 @@ from corral.kube.reports import KubeReports
 from corral.kube.statuses import KubeStatuses
 from corral.kube.workloads import KubeWorkloads
 
-KUBECONFIG = os.environ.get("KUBECONFIG_E2E") or os.environ.get("KUBECONFIG", "")
 PAUSE = os.environ.get("CORRAL_E2E_PAUSE_IMAGE", "localhost/corral-pause:1")
 CRDS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False)
+DEPLOYMENTS = Resource("apps", "v1", "deployments", "Deployment")
 NAMESPACES = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
 
-pytestmark = pytest.mark.skipif(not KUBECONFIG, reason="KUBECONFIG names no cluster")
+OPERATOR = "app.kubernetes.io/part-of=corral,app.kubernetes.io/component=operator"
+
+
+@pytest.fixture(scope="module")
+def kubeconfig(cluster) -> str:
+    return cluster["KUBECONFIG"]
 
 
 @pytest.fixture
-async def client():
-    connected = await KubeClient.connect(user_agent="corral-e2e", kubeconfig=KUBECONFIG)
+async def client(kubeconfig):
+    connected = await KubeClient.connect(user_agent="corral-e2e", kubeconfig=kubeconfig)
     yield connected
     await connected.close()
-
-
-async def _make_crds() -> list[str]:
-    client = await KubeClient.connect(user_agent="corral-e2e", kubeconfig=KUBECONFIG)
-    made = []
-    for file in sorted((Path(__file__).parents[1] / "crds").glob("*.yaml")):
-        crd = yaml.safe_load(file.read_text())
-        with contextlib.suppress(Conflict):
-            await client.create(CRDS.path(), crd)
-            made.append(crd["metadata"]["name"])
-    for resource in (MODEL_DEPLOYMENTS, MODEL_POOLS, GATEWAY_REPORTS):
-        await until(f"{resource.plural} are served", lambda resource=resource: _is_served(client, resource))
-    await client.close()
-    return made
 
 
 async def _is_served(client, resource) -> bool:
@@ -89,23 +81,56 @@ async def _is_served(client, resource) -> bool:
     return True
 
 
-async def _remove_crds(names: list[str]) -> None:
-    client = await KubeClient.connect(user_agent="corral-e2e", kubeconfig=KUBECONFIG)
-    for name in names:
-        await client.delete(CRDS.path(name=name))
-    await client.close()
+@contextlib.asynccontextmanager
+async def _client(kubeconfig: str):
+    client = await KubeClient.connect(user_agent="corral-e2e", kubeconfig=kubeconfig)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def _prepare(kubeconfig: str) -> tuple[list[str], dict[str, int]]:
+    """The CRDs that were missing, and the operators that were put to rest with their number of replicas."""
+    made, resting = [], {}
+    async with _client(kubeconfig) as client:
+        for file in sorted((Path(__file__).parents[1] / "crds").glob("*.yaml")):
+            crd = yaml.safe_load(file.read_text())
+            with contextlib.suppress(Conflict):
+                await client.create(CRDS.path(), crd)
+                made.append(crd["metadata"]["name"])
+        for resource in (MODEL_DEPLOYMENTS, MODEL_POOLS, GATEWAY_REPORTS):
+            await until(f"{resource.plural} are served", lambda resource=resource: _is_served(client, resource))
+        for item in (await client.list(DEPLOYMENTS.path(), {"labelSelector": OPERATOR}))["items"]:
+            path = DEPLOYMENTS.path(item["metadata"]["namespace"], item["metadata"]["name"], "scale")
+            resting[path] = item["spec"]["replicas"]
+            await client.patch(path, {"spec": {"replicas": 0}})
+
+        async def gone() -> bool:
+            return not (await client.list(PODS.path(), {"labelSelector": OPERATOR}))["items"]
+
+        await until("no operator runs", gone, 60)
+    return made, resting
+
+
+async def _put_back(kubeconfig: str, crds: list[str], resting: dict[str, int]) -> None:
+    async with _client(kubeconfig) as client:
+        for path, replicas in resting.items():
+            await client.patch(path, {"spec": {"replicas": replicas}})
+        for name in crds:
+            await client.delete(CRDS.path(name=name))
 
 
 @pytest.fixture(scope="module")
-def crds():
-    """The CRDs, where they are missing; what this made it removes."""
-    made = asyncio.run(_make_crds())
+def alone(kubeconfig):
+    """A cluster that knows the kinds and where no operator runs; afterwards it is as before."""
+    crds, resting = asyncio.run(_prepare(kubeconfig))
     yield
-    asyncio.run(_remove_crds(made))
+    asyncio.run(_put_back(kubeconfig, crds, resting))
 
 
 @pytest.fixture
-async def namespace(client, crds):
+async def namespace(client, alone):
     name = f"kube-ports-{secrets.token_hex(3)}"
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     await client.create(NAMESPACES.path(), {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
@@ -195,11 +220,11 @@ WRITER = """
 """
 
 
-async def test_a_leader_that_was_stopped_past_its_lease_changes_nothing(client, namespace):
+async def test_a_leader_that_was_stopped_past_its_lease_changes_nothing(client, namespace, kubeconfig):
     await client.create(SECRETS.path(namespace), {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "written"}})
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "operator")}
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(WRITER), KUBECONFIG, namespace], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", textwrap.dedent(WRITER), kubeconfig, namespace], stdout=subprocess.PIPE, text=True, env=environment
     )
     try:
         assert await asyncio.to_thread(process.stdout.readline) == "leading\n"
