@@ -228,6 +228,8 @@ class Supervisor:
         timings = {"start": started - begin, **loaded["timings"], "total": total}
         self.life.loaded(loaded["model"], self._memory(loaded["memory"]), timings)
         log.info("loaded in %.2f s", total)
+        if "warning" in loaded["model"]:
+            log.warning("%s", loaded["model"]["warning"])
         self.notify()
         self._spawn(self._serve(child, messages, order))
 

@@ -14,7 +14,7 @@ from corral.api.mdstatus import BackOff, Estimate, ModelDeploymentStatus
 from corral.control.observation import SupervisorStatus, rfc3339
 from corral.control.settings import ControlSettings
 from corral.domain import reasons
-from corral.domain.model import Backoff, Blocked, Footprint
+from corral.domain.model import HOST_ID, Backoff, Blocked, Footprint
 
 MODEL_WIDE = frozenset(
     {
@@ -200,10 +200,13 @@ class Facts:
     def measure(self, status: SupervisorStatus) -> bool:
         """The largest that was ever measured counts. True when it grew."""
         use = status.memory
-        if use.total <= self.measured.get("total", 0):
+        # The total is of main memory; on a GPU it is llama.cpp's buffers that count.
+        on_gpu = bool(status.devices) and HOST_ID not in status.devices
+        total = use.weights + use.kv + use.compute if on_gpu else use.total
+        if total <= self.measured.get("total", 0):
             return False
-        self.measured = {"weights": use.weights, "kv": use.kv, "compute": use.compute, "total": use.total}
-        self.required = max(self.required, use.total)
+        self.measured = {"weights": use.weights, "kv": use.kv, "compute": use.compute, "total": total}
+        self.required = max(self.required, total)
         return True
 
     def domain_block(self) -> Blocked | None:

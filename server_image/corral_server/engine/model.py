@@ -36,6 +36,8 @@ def load_model(
     params.use_extra_bufts = False
     params.load_mode = L.LLAMA_LOAD_MODE_NONE if no_alloc else L.LLAMA_LOAD_MODE_MMAP
     if split and len(split) > 1:
+        if len(split) > L.llama_max_devices():
+            raise Failure(LOAD_FAILED, f"the model is split over {len(split)} devices; this llama.cpp knows at most {L.llama_max_devices()}")
         array = (ctypes.c_float * L.llama_max_devices())(*split)
         params.tensor_split = ctypes.cast(array, ctypes.POINTER(ctypes.c_float))
     keep = None

@@ -21,6 +21,8 @@ from corral_server.engine.vocabulary import Vocabulary
 from corral_server.reasons import LOAD_FAILED, Failure
 from corral_server.spec import EngineSpec, parse_engine
 
+NO_GPU = "this build of llama.cpp has no GPU backend: the model runs on the CPU and in main memory, its GPU is only reserved"
+
 
 def prepare() -> None:
     """Nothing but the imports above: what the zygote does once, so that no fork pays for it."""
@@ -44,9 +46,10 @@ def main(sock: socket.socket) -> None:
 
 def _load(order: Message, channel: BlockingChannel, log: Log) -> tuple[Any, Any, EnginePlan, Vocabulary, StateStore | None]:
     on_host = order["deviceKind"] == "host"
-    os.environ["CUDA_VISIBLE_DEVICES"] = "" if on_host else ",".join(order["devices"])
+    show(order["devices"], on_host=on_host)
     begin = time.perf_counter()
     L.llama_backend_init()
+    offload = not on_host and bool(L.llama_supports_gpu_offload())
     engine = parse_engine(order["engine"])
     last = 0.0
 
@@ -56,7 +59,8 @@ def _load(order: Message, channel: BlockingChannel, log: Log) -> tuple[Any, Any,
             last = value
             channel.send({"t": "progress", "value": value * 0.9})
 
-    model = load_model(order["path"], log, gpu_layers=0 if on_host else engine.gpu_layers, split=order.get("split"), progress=progress)
+    split = order.get("split") if offload else None
+    model = load_model(order["path"], log, gpu_layers=engine.gpu_layers if offload else 0, split=split, progress=progress)
     meta = metadata(model)
     plan = make_plan(engine, ModelFacts.of(meta))
     threads = order["threads"]
@@ -69,12 +73,24 @@ def _load(order: Message, channel: BlockingChannel, log: Log) -> tuple[Any, Any,
     channel.send(
         {
             "t": "loaded",
-            "model": describe(model, meta, plan, vocabulary),
+            "model": describe(model, meta, plan, vocabulary) | ({} if on_host or offload else {"warning": NO_GPU}),
             "memory": breakdown(context),
             "timings": {"load": load_seconds, "warmup": warm_seconds},
         }
     )
     return model, context, plan, vocabulary, _states(order, engine, plan, model)
+
+
+def show(devices: list[str], *, on_host: bool) -> None:
+    """Make these devices, in their order, the ones that a GPU backend will see."""
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    if on_host:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif "NVIDIA_VISIBLE_DEVICES" not in os.environ or all(device.startswith(("GPU-", "MIG-")) for device in devices):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+    else:
+        # A container that sees only some devices numbers them anew: the node's number would mean another one, or none.
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
 
 
 def _states(order: Message, engine: EngineSpec, plan: EnginePlan, model: Any) -> StateStore | None:
