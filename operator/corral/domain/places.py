@@ -106,6 +106,8 @@ class Finder:
             return None
         if not selected(model, node) or node_closed(model, node) or device_closed(device) or backing_off(draft, model, node.name):
             return None
+        if draft.claimed_by_other(key, model.namespace):
+            return None
         return _place_on(draft, footprint, (device,), None, self._waits(node))
 
     def _waits(self, node: Node) -> float:
@@ -180,6 +182,7 @@ class Finder:
             nodes: dict[str, list[Device]] = {}
             for node, device in candidates(self.draft.snapshot, self.model):
                 closed = node_closed(self.model, node) or device_closed(device) or backing_off(self.draft, self.model, node.name)
+                closed = closed or self.draft.claimed_by_other(device.key, self.model.namespace)
                 if not closed and device.key not in self._taken and device.kind is DeviceKind.GPU:
                     nodes.setdefault(node.name, []).append(device)
             self._several = [each for devices in nodes.values() if (each := self._spread(devices)) is not None]
