@@ -58,11 +58,12 @@ def _run(coroutine: Coroutine[Any, Any, Any]) -> Any:
 async def run_operator(settings: OperatorSettings) -> int:
     """Wait for leadership, lead until asked to stop; the exit code."""
     from corral.kube.client import KubeClient  # noqa: PLC0415 - the gateway starts without what only the operator needs
+    from corral.kube.epochs import highest_epoch  # noqa: PLC0415
     from corral.kube.lease import Elector  # noqa: PLC0415
 
     client = await KubeClient.connect(user_agent="corral-operator")
     stop = _stop_on_signals(asyncio.Event())
-    elector = Elector(client, settings.namespace, settings.lease_name, settings.identity)
+    elector = Elector(client, settings.namespace, settings.lease_name, settings.identity, highest=lambda: highest_epoch(client))
     process = _Operator(settings, client, elector)
     await process.health.start()
     try:
@@ -210,6 +211,7 @@ async def run_gateway(settings: GatewayProcessSettings) -> None:
     from corral.kube.client import KubeClient  # noqa: PLC0415
     from corral.kube.directory import KubeDirectory  # noqa: PLC0415
     from corral.kube.keys import await_key, await_key_file  # noqa: PLC0415
+    from corral.kube.keystore import KubeKeys  # noqa: PLC0415
     from corral.kube.reports import KubeReports  # noqa: PLC0415
     from corral.tokens import TokenSigner  # noqa: PLC0415
 
@@ -221,19 +223,25 @@ async def run_gateway(settings: GatewayProcessSettings) -> None:
             key = await await_key(client, settings.namespace, settings.key_secret)
         directory = MemoryDirectory()
         follower = KubeDirectory(client, directory, settings.namespace)
+        keys = KubeKeys(client, settings.keys_namespace) if settings.keys_namespace else None
         app = create_app(
             directory,
             KubeReports(client, settings.namespace, settings.pod_name, settings.pod_uid),
             TokenSigner(key),
             GatewaySettings(port=settings.port, admin_port=settings.admin_port, grace=float(settings.grace_seconds), settle=settings.settle_seconds),
+            keys=keys.store if keys else None,
         )
-        following = asyncio.create_task(follower.run(), name="directory")
+        following = [asyncio.create_task(follower.run(), name="directory")]
+        if keys is not None:
+            following.append(asyncio.create_task(keys.reflector.run(), name="API keys"))
+            await keys.listed.wait()  # a good key must not be refused because it is not read yet
         serving = asyncio.create_task(serve(app), name="server")
-        await asyncio.wait((following, serving), return_when=asyncio.FIRST_COMPLETED)
-        if following.done():
-            following.result()
+        await asyncio.wait((*following, serving), return_when=asyncio.FIRST_COMPLETED)
+        for task in following:
+            if task.done():
+                task.result()
         await serving
-        await _end([following])
+        await _end(following)
     finally:
         await client.close()
 
