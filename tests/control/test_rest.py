@@ -93,3 +93,17 @@ async def test_a_model_that_was_made_anew_does_not_inherit_the_pods_of_the_old_o
     world.model("a", 100 * MI, uid="another")
     await world.until(lambda: old not in {pod.record.uid for pod in world.pods_of(a)})
     await world.answered(a)
+
+
+async def test_a_supervisor_that_has_heard_a_higher_epoch_is_told_of_and_not_ordered_about(world, lead):
+    """A Lease that was made anew too low: whoever keeps it has to learn how far to go up."""
+    world.node("n1", 400 * MI)
+    a = world.model("a", 100 * MI)
+    first = lead(7)
+    await world.answered(a)
+    await quiet(world, first)
+    await first.drop()
+    low = lead(3)
+    await world.until(lambda: low.client.heard == 7)
+    assert world.loaded() == {a}
+    assert world.faults == []

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 from tests.kube.world import HandClock
 
 from corral.kube.client import AlreadyExists
+from corral.kube.epochs import highest_epoch
 from corral.kube.lease import Elector, LeaseTimes, first_epoch
-from corral.kube.ports import Conflict, Gone, Unavailable
+from corral.kube.ports import COMMIT, Conflict, Gone, Unavailable
 
 PATH = "/apis/coordination.k8s.io/v1/namespaces/corral/leases/op"
 
@@ -62,7 +64,7 @@ class Scene:
         self.lease = StoredLease()
         self.clock = HandClock()
 
-    def elector(self, identity: str, *, script=()) -> Elector:
+    def elector(self, identity: str, *, script=(), highest=None) -> Elector:
         """`script`: what happens during each sleep of `hold`, after `retry` seconds have passed; the last one must end the term."""
         steps = list(script)
 
@@ -71,7 +73,7 @@ class Scene:
             if steps:
                 steps.pop(0)()
 
-        return Elector(self.lease, "corral", "op", identity, times=LeaseTimes(), clock=self.clock, sleep=sleep)
+        return Elector(self.lease, "corral", "op", identity, times=LeaseTimes(), clock=self.clock, sleep=sleep, highest=highest)
 
 
 @pytest.fixture
@@ -235,3 +237,67 @@ async def test_of_two_that_take_it_at_once_one_leads(scene):
     assert await two._take((scene.clock.mono, scene.clock.wall), lease)
     assert not await three._take((scene.clock.mono, scene.clock.wall), lease)
     assert (two.epoch, three.leads) == (stale + 1, False)
+
+
+class Pods:
+    """Server pods with commitments, listed two at a time."""
+
+    def __init__(self, *commitments) -> None:
+        self.items = [{"metadata": {"annotations": {COMMIT: text} if text else {}}} for text in commitments]
+        self.down = False
+
+    async def list(self, path, params):
+        if self.down:
+            raise Unavailable("down")
+        assert path == "/api/v1/pods"
+        assert "managed-by=corral" in params["labelSelector"]
+        start = int(params.get("continue", "0"))
+        more = {"continue": str(start + 2)} if start + 2 < len(self.items) else {}
+        return {"items": self.items[start : start + 2], "metadata": more}
+
+
+@pytest.mark.parametrize("lease", ["gone", "restored from long ago"])
+async def test_no_term_starts_at_or_below_what_commitments_carry(scene, lease):
+    """A Lease that was made anew while the clock is behind, or came back from a backup."""
+    if lease != "gone":
+        await scene.elector("old").acquire()
+        scene.lease.obj["spec"] |= {"leaseTransitions": 3, "holderIdentity": ""}
+    far = first_epoch(scene.clock.wall) + 500_000
+    pods = Pods('{"epoch": 4, "devices": {}}', "{broken", None, json.dumps({"epoch": far, "devices": {"host": 1}}), '{"epoch": "7"}')
+    leader = scene.elector("a", highest=lambda: highest_epoch(pods))
+    assert await leader.acquire() == far + 1
+    assert scene.lease.obj["spec"]["leaseTransitions"] == far + 1
+
+
+async def test_no_term_starts_while_commitments_cannot_be_read(scene):
+    pods = Pods(None)
+    pods.down = True
+    leader = scene.elector("a", highest=lambda: highest_epoch(pods))
+    assert not await leader.try_acquire()
+    assert scene.lease.obj is None
+    pods.down = False
+    assert await leader.try_acquire()
+
+
+async def test_a_holder_that_is_outdone_goes_above_with_its_next_renewal(scene):
+    """A supervisor heard an epoch that no commitment carries any more: without this it would refuse for good."""
+    seen = []
+    leader = scene.elector("a", script=[lambda: None, lambda: seen.append(leader.epoch), lambda: scene.clock.pass_by(20)])
+    first = await leader.acquire()
+    leader.outdone(first + 40)
+    assert leader.epoch == first, "not before the Lease says so"
+    await leader.hold()
+    assert seen == [first + 41]
+    assert scene.lease.obj["spec"]["leaseTransitions"] == first + 41
+
+
+async def test_one_that_was_outdone_by_another_holder_is_no_leader(scene):
+    def deposed() -> None:
+        scene.lease.obj["spec"] |= {"holderIdentity": "b", "leaseTransitions": leader.epoch + 1}
+        scene.lease.obj["metadata"]["resourceVersion"] = "99"
+
+    leader = scene.elector("a", script=[deposed])
+    leader.outdone(await leader.acquire() + 1)
+    await leader.hold()
+    assert not leader.may_write()
+    assert scene.lease.obj["spec"]["holderIdentity"] == "b"

@@ -338,6 +338,8 @@ class Client:
         self.steps: list[str] = []
         self.dead = asyncio.Event()
         self.leading = True
+        self.heard = 0
+        """The highest epoch that a supervisor told of."""
         self._deadly, self._times = "", 0
         world.clients[epoch] = self
 
@@ -347,6 +349,9 @@ class Client:
 
     def may_write(self) -> bool:
         return self.leading and not self.dead.is_set()
+
+    def outdone(self, epoch: int) -> None:
+        self.heard = max(self.heard, epoch)
 
     async def step(self, name: str) -> None:
         """One point at which this controller can be killed; when it is, it never gets past it."""

@@ -120,6 +120,8 @@ class Supervisors:
                 continue
             pause = self._settings.retry_min
             version = status.version
+            if status.epoch > self._leadership.epoch:
+                self._leadership.outdone(status.epoch)
             self._store.put_supervisor(key, record.uid, status)
 
     async def _poll(self, record: PodRecord, version: int | None) -> SupervisorStatus:
@@ -169,6 +171,8 @@ class Supervisors:
             return _object(answer)
         code = _code(answer)
         if code == "StaleEpoch":
+            newer = _object(_object(answer).get("error")).get("epoch")
+            self._leadership.outdone(newer if isinstance(newer, int) else 0)
             raise NotLeader(f"{record.namespace}/{record.name} has heard a newer leader than epoch {self._leadership.epoch}")
         message = str(_object(_object(answer).get("error")).get("message") or f"{call} answered {status}")
         raise Rejected(code or str(status), message, _object(answer))

@@ -3,6 +3,9 @@
 The epoch is the Lease's transition count; it rises with every acquisition, also by a process of the same pod. Expiry is judged by local clocks
 only: a standby counts from when it saw `renewTime` change, a leader from before it sent its last renewal, on the monotonic and on the wall clock
 (a machine that slept moves only the second). A leader that is late never renews: it says so once and its process ends.
+
+A Lease can be lost, deleted or restored while pods remember what its leaders said. So no term starts at or below the highest epoch that commitments
+carry, and a holder that hears of a higher one raises the Lease above it with its next renewal; only a true holder's renewal is accepted.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -93,7 +96,11 @@ class Elector:
         times: LeaseTimes | None = None,
         clock: Clock = time,
         sleep: Callable[[float], Any] = asyncio.sleep,
+        highest: Callable[[], Awaitable[int]] | None = None,
     ) -> None:
+        """`highest`: the highest epoch that the world still carries; asked before each term."""
+        self._highest = highest
+        self._outdone = 0
         self._objects = objects
         self._namespace = namespace
         self._name = name
@@ -116,6 +123,10 @@ class Elector:
 
     def may_write(self) -> bool:
         return self.leads and self._left() > self._times.write + self._times.slack
+
+    def outdone(self, epoch: int) -> None:
+        """A supervisor has heard this epoch. If that was another holder of the Lease, the next renewal fails; else it goes above."""
+        self._outdone = max(self._outdone, epoch)
 
     async def acquire(self) -> int:
         """Wait until this process leads; its epoch."""
@@ -143,8 +154,9 @@ class Elector:
             if not self.leads:
                 break
             started = self._now()
+            epoch = self.epoch if self._outdone <= self.epoch else self._outdone + 1
             try:
-                self._held = await self._objects.replace(LEASES.path(self._namespace, self._name), self._body(self._held, self.epoch))
+                self._held = await self._objects.replace(LEASES.path(self._namespace, self._name), self._body(self._held, epoch))
             except Conflict:
                 await self._look()
             except Gone:
@@ -152,7 +164,9 @@ class Elector:
             except (Unavailable, Refused) as error:
                 log.warning("the lease is not renewed: %s", error)
             else:
-                self._begin(started, self.epoch)
+                if epoch != self.epoch:
+                    log.warning("a supervisor has heard epoch %d, which this Lease never gave: from %d to epoch %d", self._outdone, self.epoch, epoch)
+                self._begin(started, epoch)
         log.error("the lease %s/%s is lost", self._namespace, self._name)
 
     async def release(self) -> None:
@@ -180,7 +194,13 @@ class Elector:
             self._lost = True
 
     async def _take(self, started: tuple[float, float], lease: dict[str, Any] | None) -> bool:
-        epoch = first_epoch(self._clock.time()) if lease is None else int((lease.get("spec") or {}).get("leaseTransitions") or 0) + 1
+        try:
+            floor = max(self._outdone, await self._highest() if self._highest is not None else 0)
+        except (Gone, Unavailable, Refused) as error:
+            log.warning("the lease is not taken: the epochs of commitments cannot be read: %s", error)
+            return False
+        given = first_epoch(self._clock.time()) if lease is None else int((lease.get("spec") or {}).get("leaseTransitions") or 0) + 1
+        epoch = max(given, floor + 1)
         body = self._body(lease or {}, epoch)
         body["spec"]["acquireTime"] = body["spec"]["renewTime"]
         try:

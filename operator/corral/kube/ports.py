@@ -146,6 +146,9 @@ class Leadership(Protocol):
     def may_write(self) -> bool:
         """Whether a write that takes up to the request time limit would still end before the lease can expire."""
 
+    def outdone(self, epoch: int) -> None:
+        """A supervisor has heard a higher epoch than ours. Whoever keeps the lease sees to it that the next term is above."""
+
 
 class Sink(Protocol):
     """Where the world hands in what it sees; the store implements it. Each call is O(1), never blocks, and wakes the loop when something changed."""

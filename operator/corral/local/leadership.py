@@ -22,6 +22,9 @@ class LocalLeadership:
     def may_write(self) -> bool:
         return not self._stopped
 
+    def outdone(self, epoch: int) -> None:
+        """Servers do not outlive an instance, so none has heard a later one's epoch."""
+
     def resign(self) -> None:
         """The instance is going down: nothing may be written any more."""
         self._stopped = True
