@@ -33,6 +33,7 @@ COREDNS = Tool("coredns", "github.com/coredns/coredns", minutes=3)
 HELM = Tool("helm", "helm.sh/helm/v4", minutes=3)
 TRAEFIK = Tool("traefik", "github.com/traefik/traefik/v3", minutes=8)
 POD = Tool("pod", "", "./...", minutes=0.2)
+GPU_DRIVER = Tool("gpu-driver", "k8s.io/dynamic-resource-allocation", ".", minutes=2)
 GATEWAY_API = Tool("gateway-api", "sigs.k8s.io/gateway-api", "", minutes=0.1)
 KIND = Tool("kind", "sigs.k8s.io/kind", minutes=0.3)
 
