@@ -6,7 +6,7 @@ It owns the arithmetic of free, leaving and reserved bytes, so that every step o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from corral.domain.model import Device, DeviceKey, DeviceKind, Model, Pool, Replica
 from corral.domain.plan import Action, Delete, Evict, Explanation, Plan, Verdict
@@ -14,10 +14,10 @@ from corral.domain.snapshot import NO_IDS, Snapshot
 from corral.domain.standing import Standing, stand
 
 DEFAULT_POOL = Pool(name="default")
+NOTHING = (0, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
+class Room(NamedTuple):
     """What one device has for one newcomer: bytes and places for models, now and when all that leaves has left."""
 
     now: int
@@ -71,8 +71,8 @@ class Draft:
     def room(self, device: Device, own: Replica | None = None) -> Room:
         """For a newcomer whose sleeping replica `own` may already count on the device."""
         key = device.key
-        taken = self._taken.get(key, (0, 0))
-        kept = self._kept.get(key, (0, 0))
+        taken = self._taken.get(key, NOTHING)
+        kept = self._kept.get(key, NOTHING)
         leaving, leavers = self.leaving(key)
         mine = own.uses(key) if own is not None else 0
         counted = 1 if own is not None and own.committed.get(key, 0) else 0
@@ -83,6 +83,15 @@ class Draft:
 
     def wished(self, key: DeviceKey) -> int:
         return self._wished.get(key, 0)
+
+    @property
+    def has_wishes(self) -> bool:
+        return bool(self._wished)
+
+    def spoken_for(self, key: DeviceKey, *, promises: bool) -> int:
+        """Bytes that this decision has given away or keeps for somebody."""
+        size = self._taken.get(key, NOTHING)[0] + self._kept.get(key, NOTHING)[0]
+        return size + self._wished.get(key, 0) if promises else size
 
     def leaving(self, key: DeviceKey) -> tuple[int, int]:
         """Bytes and models that evictions and deletions under way will give back on this device."""

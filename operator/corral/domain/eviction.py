@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from corral.domain import reasons
 from corral.domain.draft import Draft
@@ -49,8 +50,7 @@ class Prospect:
         return sum(sum(victim.freed.values()) for victim in self.victims)
 
 
-@dataclass(frozen=True, slots=True)
-class Lack:
+class Lack(NamedTuple):
     """What is missing on one device: bytes, and places for models."""
 
     size: int

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from corral.domain.snapshot import State
 
 SEVERAL = 60.0  # a replica more than wanted is looked at after this, see `lifecycle`
+NOBODY = 1 << 40  # above every priority
 AT_REST = frozenset({ReplicaState.LOADED, ReplicaState.SLEEPING})
 
 
@@ -30,6 +31,7 @@ class Arena:
     idle_room: int = 0  # less only what can certainly not be evicted as things are: busy, loading, pinned, unreachable
     turn_room: int = 0  # the same, if turns may end
     models: int = 0  # replicas with a commitment
+    weakest: int = NOBODY  # the lowest priority of whoever could give anything back
     leaving: frozenset[str] = frozenset()
 
 
@@ -67,7 +69,7 @@ class PoolIndex:
     idle_room: Ranked = field(default_factory=Ranked)
     turn_room: Ranked = field(default_factory=Ranked)
     usable: Ranked = field(default_factory=Ranked)  # by the largest capacity last seen
-    last_use: list[tuple[float, str]] = field(default_factory=list)  # replicas that might be evicted, the least recently used first
+    last_use: dict[int, list[tuple[float, str]]] = field(default_factory=dict)  # by priority: who might be evicted, the least recently used first
 
 
 class Index:
@@ -80,7 +82,7 @@ class Index:
         self.due: list[tuple[float, str]] = []  # when time alone makes a model worth a look
         self.cached: dict[str, set[str]] = {}  # nodes that have a file, by digest
         self._due_of: dict[str, float] = {}
-        self._last_use: dict[str, tuple[str, float]] = {}
+        self._last_use: dict[str, tuple[str, int, float]] = {}
         self._shape_changed = False
         self._with_selector: set[str] = set()
 
@@ -124,6 +126,7 @@ class Index:
         key = device.key
         arena = self.arenas[key]
         stuck = stuck_in_turns = models = 0
+        weakest = NOBODY
         leaving = []
         for each in state.by_device.get(key, ()):
             replica = state.replicas[each]
@@ -135,12 +138,15 @@ class Index:
                 continue
             if not uses:
                 continue
-            if _stuck(replica, state.models.get(replica.model)):
+            model = state.models.get(replica.model)
+            if _stuck(replica, model):
                 stuck += uses
                 stuck_in_turns += uses
-            elif replica.in_flight or replica.queued:
+                continue
+            weakest = min(weakest, model.priority if model is not None else -NOBODY)
+            if replica.in_flight or replica.queued:
                 stuck += uses
-        arena.models, arena.leaving = models, frozenset(leaving)
+        arena.models, arena.leaving, arena.weakest = models, frozenset(leaving), weakest
         arena.free = device.usable - state.used.get(key, 0)
         arena.idle_room = device.usable - stuck
         arena.turn_room = device.usable - stuck_in_turns
@@ -210,7 +216,7 @@ class Index:
             ):
                 self._judge(state, new)
             (self.unknown.add if new.footprint is None else self.unknown.discard)(key)
-        if (old is not None and old.pinned) != (new is not None and new.pinned):
+        if _rank(old) != _rank(new):
             for each in state.by_model.get(key, ()):
                 self._rank_use(state, each, state.replicas[each])
                 for device in state.replicas[each].committed:
@@ -228,18 +234,20 @@ class Index:
 
     def _rank_use(self, state: State, replica_id: str, replica: Replica | None) -> None:
         before = self._last_use.pop(replica_id, None)
-        after: tuple[str, float] | None = None
+        after: tuple[str, int, float] | None = None
         if replica is not None and replica.devices and not replica.ordered and not replica.deleting and any(replica.uses(k) for k in replica.devices):
-            device = state.devices.get(replica.devices[0])
+            device, model = state.devices.get(replica.devices[0]), state.models.get(replica.model)
             idle = not replica.in_flight and not replica.queued
-            if device is not None and idle and not _stuck(replica, state.models.get(replica.model)):
-                after = (device.pool, last_use(replica))
+            if device is not None and idle and not _stuck(replica, model):
+                after = (device.pool, model.priority if model is not None else -NOBODY, last_use(replica))
         if before != after:
             if before is not None:
-                rows = self.pool(before[0]).last_use
-                del rows[bisect_left(rows, (before[1], replica_id))]
+                rows = self.pool(before[0]).last_use[before[1]]
+                del rows[bisect_left(rows, (before[2], replica_id))]
+                if not rows:
+                    del self.pool(before[0]).last_use[before[1]]
             if after is not None:
-                insort(self.pool(after[0]).last_use, (after[1], replica_id))
+                insort(self.pool(after[0]).last_use.setdefault(after[1], []), (after[2], replica_id))
         if after is not None:
             self._last_use[replica_id] = after
 
@@ -295,6 +303,10 @@ class Index:
     def next_due(self, now: float) -> float | None:
         at = bisect_right(self.due, (now, "\U0010ffff"))
         return self.due[at][0] if at < len(self.due) else None
+
+
+def _rank(model: Model | None) -> tuple[bool, int]:
+    return (model.pinned, model.priority) if model is not None else (False, -NOBODY)
 
 
 def _best(device: Device) -> int:

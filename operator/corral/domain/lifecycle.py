@@ -80,6 +80,8 @@ def _end_lost(draft: Draft, model: Model, replica: Replica) -> None:
 def retire(draft: Draft, model: Model) -> None:
     """Put to sleep what is idle, wished away or one too many; delete pods that slept long enough; release what nobody wants."""
     standing = draft.standing(model)
+    if not (standing.serving or standing.asleep or standing.failed):
+        return
     target = wanted(draft, model)
     demand = demand_of(draft, model)
     asked = bool(demand.waiting) or demand.wish == "Load" or draft.places.get(model.key, (None, None))[0] is not None

@@ -52,7 +52,8 @@ class Option:
 class Search:
     """What one search saw, for the explanation."""
 
-    places: list[tuple[Place, Prospect]] = field(default_factory=list)
+    places: dict[tuple[DeviceKey, ...], tuple[Place, Prospect]] = field(default_factory=dict)
+    squeezed: bool = False  # a place would have done but for what is promised there
 
 
 def place(draft: Draft, want: Want) -> None:
@@ -225,12 +226,21 @@ def _prepare(draft: Draft, want: Want, option: Option, asleep: list[Replica]) ->
 
 
 def best_option(draft: Draft, want: Want, own: Sequence[Place], finder: Finder, search: Search, *, end_turns: bool) -> Option | None:
+    """The cheapest, beside what is promised to newcomers whose files are still on their way; only if there is none, at their cost."""
+    best = _best(draft, want, own, finder, search, end_turns=end_turns, beside_promises=draft.has_wishes)
+    if best is None and (finder.squeezed or search.squeezed):
+        best = _best(draft, want, own, finder, search, end_turns=end_turns, beside_promises=False)
+    return best
+
+
+def _best(draft: Draft, want: Want, own: Sequence[Place], finder: Finder, search: Search, *, end_turns: bool, beside_promises: bool) -> Option | None:
     policy = policy_of(draft.pool(want.model).policy)
     best: Option | None = None
-    for bound, each in chain(((float("-inf"), place_) for place_ in own), finder.evictable(end_turns=end_turns)):
+    fresh = finder.evictable(end_turns=end_turns, beside_promises=beside_promises)
+    for bound, each in chain(((float("-inf"), place_) for place_ in own), fresh):
         if best is not None and policy.least_price(bound) >= best.price:
             break
-        found = _option(draft, want, each, search, end_turns=end_turns)
+        found = _option(draft, want, each, search, end_turns=end_turns, beside_promises=beside_promises)
         if found is not None and (best is None or found.rank < best.rank):
             best = found
     return best
@@ -238,19 +248,18 @@ def best_option(draft: Draft, want: Want, own: Sequence[Place], finder: Finder, 
 
 def _look_around(draft: Draft, want: Want, finder: Finder, search: Search) -> None:
     """Nobody can make way: the places that come closest belong to the explanation, and one of them is waited for."""
-    seen = {place_.keys for place_, _ in search.places}
     for each in finder.nearest():
         if len(search.places) >= MOST_SHOWN:
             return
-        if each.keys not in seen:
-            search.places.append((each, prospect(draft, want.model, each.keys, want.purpose)))
+        if each.keys not in search.places:
+            search.places[each.keys] = (each, prospect(draft, want.model, each.keys, want.purpose))
 
 
-def _option(draft: Draft, want: Want, place_: Place, search: Search, *, end_turns: bool) -> Option | None:
+def _option(draft: Draft, want: Want, place_: Place, search: Search, *, end_turns: bool, beside_promises: bool) -> Option | None:
     policy = policy_of(draft.pool(want.model).policy)
     seen = prospect(draft, want.model, place_.keys, want.purpose, end_turns=end_turns)
-    search.places.append((place_, seen))
-    lacks = lacks_of(draft, place_)
+    search.places[place_.keys] = (place_, seen)
+    lacks = lacks_of(draft, place_, beside_promises=beside_promises and place_.own is None)
     claims = {each.id for each in foreign_claims(draft, want.model, place_)}
     must = [each for each in seen.victims if each.replica.id in claims]
     if len(must) < len(claims):
@@ -260,6 +269,7 @@ def _option(draft: Draft, want: Want, place_: Place, search: Search, *, end_turn
         seen = prospect(draft, want.model, place_.keys, want.purpose, end_turns=end_turns, delete=True)
         chosen = cheapest(lacks, seen.victims, must)
     if chosen is None:
+        search.squeezed |= beside_promises and any(draft.wished(key) for key in place_.keys)
         return None
     price = policy.price([each.worth for each in chosen], place_.waits, draft.now)
     return Option(place_, tuple(chosen), price)
@@ -284,7 +294,7 @@ def _wait(draft: Draft, want: Want, search: Search, asleep: list[Replica]) -> No
         draft.keep(place_.needs, place_.own)
         if place_.own is None and not asleep and not foreign_claims(draft, model, place_):
             _create(draft, want, place_, asleep)
-    explain.waiting(draft, model, reason, search.places, then)
+    explain.waiting(draft, model, reason, list(search.places.values()), then)
 
 
 def _await(draft: Draft, want: Want, refused: Sequence[Refusal]) -> tuple[Next | None, str]:
@@ -315,7 +325,7 @@ def _target(draft: Draft, want: Want, search: Search) -> tuple[Place, Prospect] 
         ends = [each.until if each.until is not None else draft.now + draft.pool(want.model).turn for each in seen.refused if each.reason in PASSING]
         return place_.own is None, max(ends, default=draft.now), place_.waits, place_.keys
 
-    possible = [entry for entry in search.places if _passing(draft, *entry)]
+    possible = [entry for entry in search.places.values() if _passing(draft, *entry)]
     return min(possible, key=rank) if possible else None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from heapq import merge
 from itertools import chain, islice
 
 from corral.domain.draft import Draft
@@ -20,8 +21,8 @@ DOWNLOAD_RATE = 100_000_000  # bytes per second that a download is thought to re
 # How many places one model is compared on in one decision. Clusters of up to this many candidates are searched whole.
 MOST_FITS = 16
 MOST_NEAR = 16
-MOST_SEARCHED = 48
-MOST_SHOWN = 12
+MOST_SEARCHED = 32
+MOST_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ class Finder:
         self.footprint = footprint
         self.ranks = draft.snapshot.index.pool(model.pool)
         self.least = min(need_on(footprint, DeviceKind.GPU), need_on(footprint, DeviceKind.HOST))
+        self.squeezed = False  # a place was left out because it is promised
         self._taken = taken_by(draft, model)
         self._known: dict[DeviceKey, Place | None] = {}
         self._several: list[Place] | None = None
@@ -124,19 +126,27 @@ class Finder:
         if not self.single:
             return [each for each in self.several() if fits_now(self.draft, self.model, each)]
         found: dict[DeviceKey, Place] = {}
+        promised: list[Place] = []  # to newcomers whose files are still on their way: only if there is nothing else
         for source, most in ((self._near_file(), MOST_NEAR), (self.ranks.free.at_least(self.least), MOST_FITS)):
             count = 0
             for key in source:
                 place_ = self.at(key)
-                if place_ is not None and key not in found and fits_now(self.draft, self.model, place_):
-                    found[key] = place_
-                    count += 1
-                    if count >= most:
-                        break
-        return list(found.values())
+                if place_ is None or key in found or not fits_now(self.draft, self.model, place_):
+                    continue
+                if self.draft.wished(key) > self.draft.room(place_.devices[0]).soon - place_.need:
+                    promised.append(place_)
+                    continue
+                found[key] = place_
+                count += 1
+                if count >= most:
+                    break
+        return list(found.values()) or promised
 
-    def evictable(self, *, end_turns: bool) -> Iterator[tuple[float, Place]]:
-        """Where evictions could make it fit, with the least that the most recent use of the victims can be."""
+    def evictable(self, *, end_turns: bool, beside_promises: bool) -> Iterator[tuple[float, Place]]:
+        """Where evictions could make it fit, with a recency below which no victim of this place or a later one can be.
+
+        `beside_promises`: with what newcomers will ask for whose files are still on their way.
+        """
         if not self.single:
             yield from ((float("-inf"), each) for each in self.several())
             return
@@ -144,24 +154,38 @@ class Finder:
         if ranked.count_at_least(self.least) <= MOST_SEARCHED:
             keys: Iterator[tuple[float, DeviceKey]] = ((float("-inf"), key) for key in ranked.at_least(self.least))
         elif end_turns:
-            keys = ((float("-inf"), key) for key in islice(ranked.largest(), MOST_SEARCHED))
+            keys = ((float("-inf"), key) for key in ranked.largest())
         else:
             keys = chain(((float("-inf"), key) for key in islice(self._near_file(), MOST_NEAR)), self._by_last_use())
+        arenas, draft = self.draft.snapshot.index.arenas, self.draft
+        left = MOST_SEARCHED
         for bound, key in keys:
+            arena = arenas[key]
+            spoken = draft.spoken_for(key, promises=beside_promises)
+            room = arena.turn_room if end_turns else arena.idle_room
+            if room - spoken < self.least:
+                self.squeezed |= beside_promises and room - draft.spoken_for(key, promises=False) >= self.least
+                continue
+            if self.model.priority < arena.weakest and not arena.leaving and arena.free - spoken < self.least:
+                continue  # everybody there is more important
             place_ = self.at(key)
             if place_ is not None:
                 yield bound, place_
+                left -= 1
+                if left == 0:
+                    return
 
     def _by_last_use(self) -> Iterator[tuple[float, DeviceKey]]:
+        """Whoever has the file already was looked at before these."""
         seen: set[DeviceKey] = set()
         arenas = self.draft.snapshot.index.arenas
-        for at, replica_id in self.ranks.last_use:
+        waits = POD_SECONDS + self.footprint.file_bytes / DOWNLOAD_RATE
+        ranks = [rows for priority, rows in self.ranks.last_use.items() if priority <= self.model.priority]
+        for at, replica_id in ranks[0] if len(ranks) == 1 else merge(*ranks):
             for key in self.draft.snapshot.replicas[replica_id].devices:
-                if key not in seen and key in arenas and arenas[key].idle_room >= self.least:
+                if key not in seen and key in arenas:
                     seen.add(key)
-                    yield at, key
-                    if len(seen) >= MOST_SEARCHED:
-                        return
+                    yield at + waits, key
 
     def nearest(self) -> list[Place]:
         """The places that come closest, for whoever asks why it waits."""
@@ -222,11 +246,13 @@ def fits_soon(draft: Draft, place_: Place) -> bool:
     return True
 
 
-def lacks_of(draft: Draft, place_: Place) -> dict[DeviceKey, Lack]:
+def lacks_of(draft: Draft, place_: Place, *, beside_promises: bool = False) -> dict[DeviceKey, Lack]:
+    """What is missing, in the end; `beside_promises`: with what newcomers will ask for whose files are still on their way."""
     lacks = {}
     for device in place_.devices:
         room = draft.room(device, place_.own)
-        lacks[device.key] = Lack(place_.needs[device.key] - room.soon, 1 - room.models_soon)
+        promised = draft.wished(device.key) if beside_promises else 0
+        lacks[device.key] = Lack(place_.needs[device.key] - room.soon + promised, 1 - room.models_soon)
     return lacks
 
 
