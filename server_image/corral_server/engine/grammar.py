@@ -52,12 +52,12 @@ def _nesting(text: str) -> int:
 
 
 class Grammar:
-    def __init__(self, vocabulary: Vocabulary, text: str, *, triggers: list[str] | None = None, root: str = "root") -> None:
+    def __init__(self, vocabulary: Vocabulary, text: str, *, triggers: list[int] | None = None, root: str = "root") -> None:
         check_grammar(text)
         if triggers:
-            patterns = (ctypes.c_char_p * len(triggers))(*(t.encode() for t in triggers))
+            tokens = (L.llama_token * len(triggers))(*triggers)
             self._sampler = L.llama_sampler_init_grammar_lazy_patterns(
-                vocabulary.handle, text.encode(), root.encode(), patterns, len(triggers), None, 0
+                vocabulary.handle, text.encode(), root.encode(), None, 0, tokens, len(triggers)
             )
         else:
             self._sampler = L.llama_sampler_init_grammar(vocabulary.handle, text.encode(), root.encode())

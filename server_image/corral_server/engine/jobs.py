@@ -42,6 +42,8 @@ class Job:
     first_token: float = 0.0
     cached: int = -1
     announced: bool = False
+    preserved: frozenset[int] = frozenset()
+    """Special tokens whose text belongs to the answer: what marks a tool call, or a thought."""
 
     @property
     def generated(self) -> int:
@@ -97,9 +99,11 @@ def make_job(raw: dict[str, Any], vocabulary: Vocabulary, context_length: int) -
     asked = raw.get("max_tokens")
     params = SamplingParams.of(raw.get("sampling") or {})
     grammar = None
-    if raw.get("grammar"):
+    # A grammar that starts in mid-answer starts at a token of its own: in the middle of one, what follows might be forbidden already.
+    triggers = single_tokens(raw.get("triggers"), vocabulary)
+    if raw.get("grammar") and (triggers or not raw.get("triggers")):
         try:
-            grammar = Grammar(vocabulary, raw["grammar"], triggers=raw.get("triggers"))
+            grammar = Grammar(vocabulary, raw["grammar"], triggers=triggers)
         except ValueError as error:
             raise RefusedError(400, "invalid_grammar", str(error), raw.get("grammar_param", "grammar")) from None
     sampler = Sampler(params, grammar, vocabulary.end_tokens() if params.ignore_eos else ())
@@ -107,8 +111,14 @@ def make_job(raw: dict[str, Any], vocabulary: Vocabulary, context_length: int) -
     return Job(
         id=raw["id"], tokens=tokens, prompt_count=len(tokens), limit=room if asked is None or asked < 0 else min(asked, room),
         params=params, sampler=sampler, text=TextStream(raw.get("stop") or ()), cache=raw.get("cache_prompt", True),
-        leader=raw.get("leader"),
+        leader=raw.get("leader"), preserved=frozenset(single_tokens(raw.get("preserved"), vocabulary)),
     )  # fmt: skip
+
+
+def single_tokens(texts: list[str] | None, vocabulary: Vocabulary) -> list[int]:
+    """Those of the texts that are one token, as that token."""
+    found = [vocabulary.tokenize(text, add_special=False, parse_special=True) for text in texts or ()]
+    return [tokens[0] for tokens in found if len(tokens) == 1]
 
 
 def make_embed_job(raw: dict[str, Any], vocabulary: Vocabulary, limit: int) -> EmbedJob:

@@ -322,7 +322,7 @@ class Loop:
         if self._vocabulary.ends(choice.token):
             self._finish(slot, "stop", b"")
             return
-        piece = self._vocabulary.piece(choice.token)
+        piece = self._vocabulary.piece(choice.token, special=choice.token in job.preserved)
         delta = job.text.feed(piece)
         event: Message = {"i": job.id, "d": delta}
         if job.params.n_probs:
