@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from corral.gateway.replies import Reply
+from corral.gateway.requests import Request
 
 if TYPE_CHECKING:
     from corral.gateway.app import Gateway
 
-Scope = MutableMapping[str, Any]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 TEXT = b"text/plain; charset=utf-8"
 _METRICS = b"text/plain; version=0.0.4; charset=utf-8"
 
 
 class Admin:
-    """An ASGI application."""
-
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
 
-    async def __call__(self, scope: Scope, receive: Callable[[], Awaitable[Any]], send: Send) -> None:  # noqa: ARG002 - ASGI's form
-        status, kind, body = self._page(scope.get("path", ""))
-        headers = [(b"content-type", kind), (b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body, "more_body": False})
+    def serve(self, request: Request, reply: Reply) -> None:
+        """`connections.Serve`."""
+        status, kind, body = self._page(request.path if request.split() else "")
+        reply.start(status, [(b"content-type", kind), (b"content-length", b"%d" % len(body))])
+        reply.finish(body)
 
     def _page(self, path: str) -> tuple[int, bytes, bytes]:
         if path == "/healthz":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tempfile
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import parse_qsl
@@ -22,7 +22,10 @@ from python_multipart.multipart import parse_options_header
 from corral.gateway.errors import refuse
 from corral.gateway.settings import MIB, GatewaySettings
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Read = Callable[[], Awaitable[tuple[bytes, bool]]]
+"""The next bytes of a body, and whether more come; `Request.read`."""
+Known = Mapping[bytes, bytes]
+"""Headers by their names in lower case."""
 FIELD_MAX = 4096
 
 
@@ -162,18 +165,9 @@ def _text(folder: Path | None) -> str | None:
     return None if folder is None else str(folder)
 
 
-def declared_length(headers: list[tuple[bytes, bytes]]) -> int | None:
-    for name, value in headers:
-        if name == b"content-length" and value.isdigit():
-            return int(value)
-    return None
-
-
-def header(headers: list[tuple[bytes, bytes]], wanted: bytes) -> bytes:
-    for name, value in headers:
-        if name == wanted:
-            return value
-    return b""
+def declared_length(known: Known) -> int | None:
+    value = known.get(b"content-length", b"")
+    return int(value) if value.isdigit() else None
 
 
 def keep(data: bytes, budget: BodyBudget) -> KeptBody:
@@ -184,56 +178,48 @@ def keep(data: bytes, budget: BodyBudget) -> KeptBody:
     return KeptBody(data, None, len(data), budget)
 
 
-async def read_whole(receive: Receive, headers: list[tuple[bytes, bytes]], budget: BodyBudget) -> KeptBody:
+async def read_whole(read: Read, known: Known, budget: BodyBudget) -> KeptBody:
     """A body for memory."""
     settings = budget.settings
     limit = settings.max_body
-    declared = declared_length(headers)
+    declared = declared_length(known)
     if declared is not None and declared > limit:
         raise refuse(413, "body_too_large", f"the body has {declared} bytes; at most {limit // MIB} MiB are taken")
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise ClientGone
-    data: bytes = message.get("body", b"")
-    if message.get("more_body"):
-        if budget.in_memory + (declared or 0) > settings.bodies_max:
-            raise refuse(503, "overloaded", "too many bytes of requests are in memory; try again", retry_after=1)
-        parts = bytearray(data)
-        counted = 0
-        try:
-            while message.get("more_body"):
-                budget.in_memory += len(parts) - counted
-                counted = len(parts)
-                if budget.in_memory > settings.bodies_max:
-                    raise refuse(503, "overloaded", "too many bytes of requests are in memory; try again", retry_after=1)
-                message = await _timed(receive, settings.body_timeout)
-                parts += message.get("body", b"")
-                if len(parts) > limit:
-                    raise refuse(413, "body_too_large", f"the body has more than {limit // MIB} MiB")
-        finally:
-            budget.in_memory -= counted
-        data = bytes(parts)
-    return keep(data, budget)
+    if budget.in_memory + (declared or 0) > settings.bodies_max:
+        raise refuse(503, "overloaded", "too many bytes of requests are in memory; try again", retry_after=1)
+    pieces: list[bytes] = []
+    size = 0
+    more = True
+    try:
+        while more:
+            data, more = await _timed(read, settings.body_timeout)
+            pieces.append(data)
+            size += len(data)
+            budget.in_memory += len(data)
+            if size > limit:
+                raise refuse(413, "body_too_large", f"the body has more than {limit // MIB} MiB")
+            if budget.in_memory > settings.bodies_max:
+                raise refuse(503, "overloaded", "too many bytes of requests are in memory; try again", retry_after=1)
+    finally:
+        budget.in_memory -= size
+    return keep(pieces[0] if len(pieces) == 1 else b"".join(pieces), budget)
 
 
-async def _timed(receive: Receive, seconds: float) -> MutableMapping[str, Any]:
+async def _timed(read: Read, seconds: float) -> tuple[bytes, bool]:
     try:
         async with asyncio.timeout(seconds):
-            message = await receive()
+            return await read()
     except TimeoutError:
         raise refuse(408, "request_timeout", f"nothing of the body came for {seconds:g}s") from None
-    if message["type"] == "http.disconnect":
-        raise ClientGone
-    return message
 
 
-async def read_multipart(receive: Receive, headers: list[tuple[bytes, bytes]], budget: BodyBudget) -> tuple[KeptBody, Asked]:
+async def read_multipart(read: Read, known: Known, budget: BodyBudget) -> tuple[KeptBody, Asked]:
     """A multipart body: to disk as it comes, with its `model` and `stream` fields read on the way."""
     settings = budget.settings
-    declared = declared_length(headers)
+    declared = declared_length(known)
     if declared is not None and declared > settings.max_upload:
         raise refuse(413, "body_too_large", f"the body has {declared} bytes; at most {settings.max_upload // MIB} MiB are taken")
-    kind, options = parse_options_header(header(headers, b"content-type"))
+    kind, options = parse_options_header(known.get(b"content-type", b""))
     boundary = options.get(b"boundary", b"")
     if kind != b"multipart/form-data" or not boundary:
         raise refuse(400, "invalid_request", "the body must be multipart/form-data with a boundary")
@@ -244,9 +230,7 @@ async def read_multipart(receive: Receive, headers: list[tuple[bytes, bytes]], b
     try:
         more = True
         while more:
-            message = await _timed(receive, settings.body_timeout)
-            data = message.get("body", b"")
-            more = bool(message.get("more_body"))
+            data, more = await _timed(read, settings.body_timeout)
             size += len(data)
             if size > settings.max_upload:
                 raise refuse(413, "body_too_large", f"the body has more than {settings.max_upload // MIB} MiB")

@@ -1,194 +1,304 @@
-"""One client connection: uvicorn's HTTP protocol, made strict about what a request may look like and how long it may take.
+"""One client connection: HTTP/1.1 as a server speaks it, strict about what a request may look like and how long it may take.
 
-It tells the running request when its client is gone, and lets it write directly (`replies.DirectReply`). It never looks into a body.
+It parses with httptools, hands one request after the other to whoever serves them, keeps pipelined ones in their order, and tells the running one
+when its client is gone. It never looks into a body, and knows nothing of routes.
+
+Several callbacks run inside the parser, so nothing in them may start a request: that is done when the parser has returned.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from corral.gateway.replies import Reply
+from corral.gateway.requests import Request
 from corral.gateway.settings import GatewaySettings
 
+BODY_HIGH_WATER = 64 * 1024
+"""Bytes of a body that wait to be taken before the client's connection is paused."""
+PIPELINE_MAX = 16
+"""Requests that wait behind the running one before the client's connection is paused."""
 
-class GatewayProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with limits on headers, and with a way to tell and be told of a connection's end."""
+Serve = Callable[[Request, Reply], None]
 
-    settings: GatewaySettings
-    running: RequestResponseCycle | None = None
+
+class Shared:
+    """What the connections of one port have in common."""
+
+    def __init__(self, serve: Serve, settings: GatewaySettings) -> None:
+        self.serve = serve
+        self.settings = settings
+        self.connections: set[ClientConnection] = set()
+        self.date_line = b""
+
+
+class ClientConnection(asyncio.Protocol):
+    """One connection; `current` is the request that is being answered."""
+
+    transport: asyncio.Transport
+    current: Request | None = None
     on_gone: Callable[[], None] | None = None
     on_writable: Callable[[], None] | None = None
+    lost = False
+    write_paused = False
     closing_after_next = False
+    _parsing: Request | None = None
     _header_bytes = 0
-    _deadline: float | None = None
-    """By when the headers have to be in, or an idle connection to be used. One sweep looks at all: a timer for each request costs too much."""
     _in_headers = True
+    _paused = False
+    _starting = False
+    _deaf = False
+    """Whatever still comes is no request."""
     _discarding = False
     _stalled_since: float | None = None
+    _write_waiter: asyncio.Future[None] | None = None
+    _deadline: float | None
+    """By when the headers have to be in, or an idle connection to be used. One sweep looks at all: a timer for each request costs too much."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.settings = self.app_state["corral.settings"]
-        self._deadline = self.loop.time() + self.settings.header_timeout
+    def __init__(self, shared: Shared, loop: asyncio.AbstractEventLoop) -> None:
+        self.shared = shared
+        self.loop = loop
+        self._parser = httptools.HttpRequestParser(self)
+        self._waiting: deque[Request] = deque()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        running = self.running
-        if running is not None and not running.response_complete:
-            running.disconnected = True
-            running.message_event.set()
-        super().connection_lost(exc)
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is one by its methods only
+        self.shared.connections.add(self)
+        self._deadline = self.loop.time() + self.shared.settings.header_timeout
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the protocol's form
+        self.lost = True
+        self.shared.connections.discard(self)
+        self._waiting.clear()
+        for request in (self.current, self._parsing):
+            if request is not None:
+                request.wake()
+        self._wake_writer()
         gone, self.on_gone = self.on_gone, None
+        self.on_writable = None
         if gone is not None:
             gone()
 
-    def whole_body(self) -> bytes | None:
-        """The running request's body, when all of it is here already; what `receive` would give, without the detour."""
-        cycle = self.running
-        if cycle is None or cycle.more_body or cycle.disconnected:
-            return None
-        body = bytes(cycle.body)
-        cycle.body = bytearray()
-        self.flow.resume_reading()  # a further request behind this one paused it; the client's end must be noticed all the same
-        return body
-
-    def cut(self) -> None:
-        """End the connection now, in the middle of an answer."""
-        if self.running is not None:
-            self.running.disconnected = True
-        self.on_gone = None
-        self.transport.abort()
-
     def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
         if self._in_headers:
+            settings = self.shared.settings
             if not self._header_bytes:
-                self._deadline = self.loop.time() + self.settings.header_timeout
+                self._deadline = self.loop.time() + settings.header_timeout
             self._header_bytes += len(data)
-            if self._header_bytes > self.settings.max_header and b"\r\n\r\n" not in data[: self.settings.max_header]:
+            if self._header_bytes > settings.max_header and b"\r\n\r\n" not in data[: settings.max_header]:
                 self._refuse(b"431 Request Header Fields Too Large")
                 return
-        super().data_received(data)
-
-    def send_400_response(self, msg: str) -> None:
-        if self.running is not None and not self.running.response_complete:
-            self.cut()  # an answer is under way: nothing may be written into it
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # The wish to speak another protocol is not granted; the request itself is as good as any. What follows it is not looked at.
+            self._deaf = True
+            for waiting in self._waiting:
+                waiting.keep_alive = False
+            if self.current is not None:
+                self.current.keep_alive = self.current.keep_alive and bool(self._waiting)
+        except httptools.HttpParserError as error:
+            self._malformed(error)
             return
-        super().send_400_response(msg)
+        if self._waiting:
+            if self.current is None:
+                self._start()
+            elif len(self._waiting) > PIPELINE_MAX:
+                self._pause()
+        request = self._parsing
+        if request is not None and request.held > BODY_HIGH_WATER:
+            self._pause()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        name = name.lower()
-        self.headers.append((name, value))
-        if name in _FRAMING:
-            self._framing.append((name, value))
-            if name == b"expect" and value.lower() == b"100-continue":
-                self.expect_100_continue = True
+    def pause_writing(self) -> None:
+        self.write_paused = True
+        self._stalled_since = self.loop.time()
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        self._stalled_since = None
+        self._wake_writer()
+        if self.on_writable is not None:
+            self.on_writable()
+
+    # httptools
 
     def on_message_begin(self) -> None:
-        self._framing: list[tuple[bytes, bytes]] = []
-        super().on_message_begin()
+        self._parsing = Request(self)
+
+    def on_url(self, url: bytes) -> None:
+        assert self._parsing is not None  # noqa: S101 - on_message_begin comes first
+        self._parsing.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_headers and self._parsing is not None:  # trailers are thrown away
+            self._parsing.add(name.lower(), value)
 
     def on_headers_complete(self) -> None:
         self._in_headers = False
         self._header_bytes = 0
         self._deadline = None
-        refusal = _refusal(self._framing, self.parser)
-        if refusal is not None:
-            raise httptools.HttpParserError(refusal)
-        super().on_headers_complete()
+        request, parser = self._parsing, self._parser
+        assert request is not None  # noqa: S101 - on_message_begin comes first
+        request.method = parser.get_method()
+        known = request.known
+        request.keep_alive = parser.should_keep_alive()
+        version = "1.1"
+        if not request.keep_alive or b"connection" in known or b"host" not in known:
+            version = parser.get_http_version()
+            if version == "1.0":
+                request.old = True
+                request.keep_alive = False
+        fault = request.fault(version)
+        if fault is not None:
+            raise httptools.HttpParserError(fault)
+        if b"expect" in known:
+            request.expects_continue = known[b"expect"].lower() == b"100-continue"
+        self._waiting.append(request)
+
+    def on_body(self, data: bytes) -> None:
+        if self._parsing is not None:
+            self._parsing.came(data)
 
     def on_message_complete(self) -> None:
-        super().on_message_complete()
+        request, self._parsing = self._parsing, None
         self._in_headers = True
+        if request is not None:
+            request.complete = True
+            request.expects_continue = False
+            request.wake()
         if self._discarding:
             self._discarding = False
-            self._deadline = self.loop.time() + self.settings.keep_alive
+            self._deadline = self.loop.time() + self.shared.settings.keep_alive
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self.running = cycle
-        self.on_gone = self.on_writable = None
-        if self.closing_after_next:
-            cycle.keep_alive = False
-        cycle.scope["corral.connection"] = self  # type: ignore[typeddict-unknown-key]
-        super()._start_asgi_task(cycle, app)
+    # For requests and replies
 
-    def on_response_complete(self) -> None:
-        """As uvicorn's, but for its timer."""
+    def want_body(self, request: Request) -> None:
+        """Somebody waits for more of the running request's body."""
+        if request.expects_continue:
+            request.expects_continue = False
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._resume()
+
+    def took_body(self) -> None:
+        if len(self._waiting) <= PIPELINE_MAX:
+            self._resume()
+
+    def answered(self) -> None:
+        """The answer is written: what is next?"""
+        request, self.current = self.current, None
         self.on_gone = self.on_writable = None
-        self.server_state.total_requests += 1
+        if request is None:
+            return
+        request.answered = True
+        request.pieces = []
+        request.held = 0
+        if not request.keep_alive or request.expects_continue:
+            self._deaf = True
+            self.transport.close()
+            return
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
-        if self.pipeline:
-            cycle, app = self.pipeline.pop()
-            self._start_asgi_task(cycle, app)
+        self._resume()
+        if self._waiting:
+            if not self._starting:
+                self._start()
         elif self._in_headers:
-            self._deadline = self.loop.time() + self.settings.keep_alive
+            self._deadline = self.loop.time() + self.shared.settings.keep_alive
         else:
             # Answered before the body was in: the rest is read and thrown away, so that the answer is not lost to a reset, for a while.
             self._discarding = True
-            self._deadline = self.loop.time() + self.settings.header_timeout
+            self._deadline = self.loop.time() + self.shared.settings.header_timeout
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._stalled_since = self.loop.time()
+    async def drain(self) -> None:
+        """Until the client takes more."""
+        while self.write_paused and not self.lost:
+            self._write_waiter = self.loop.create_future()
+            try:
+                await self._write_waiter
+            finally:
+                self._write_waiter = None
 
-    def resume_writing(self) -> None:
-        self._stalled_since = None
-        super().resume_writing()
-        if self.on_writable is not None:
-            self.on_writable()
+    def cut(self) -> None:
+        """End the connection now, in the middle of an answer; whoever answers is told as of any other end."""
+        self._deaf = True
+        self.transport.abort()
+
+    # For the server
+
+    @property
+    def busy(self) -> bool:
+        return self.current is not None
 
     def sweep(self, now: float) -> None:
         """Called every so often: end what took too long."""
-        if self._stalled_since is not None and now - self._stalled_since > self.settings.client_stall:
+        if self._stalled_since is not None and now - self._stalled_since > self.shared.settings.client_stall:
             self.transport.abort()
         elif self._deadline is not None and now > self._deadline:
             self._deadline = None
             self._refuse(b"408 Request Timeout")
 
-    @property
-    def busy(self) -> bool:
-        return self.running is not None and not self.running.response_complete
-
     def close_soon(self) -> None:
         """Say `Connection: close` with this or the next answer."""
         self.closing_after_next = True
-        if self.busy and self.running is not None:
-            self.running.keep_alive = False
+        if self.current is not None:
+            self.current.keep_alive = False
+
+    # Inside
+
+    def _start(self) -> None:
+        """Serve what waits, one after the other; those that are answered at once, in a loop and not in depth."""
+        self._starting = True
+        try:
+            while self.current is None and self._waiting and not self.transport.is_closing():
+                self.current = request = self._waiting.popleft()
+                if self.closing_after_next:
+                    request.keep_alive = False
+                self.shared.serve(request, Reply(self, request))
+        finally:
+            self._starting = False
+
+    def _malformed(self, error: Exception) -> None:
+        self._waiting.clear()
+        self._deaf = True
+        if self.current is not None:
+            self.cut()  # an answer is under way: nothing may be written into it
+            return
+        cause: Any = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else error
+        text = f"this is not an HTTP request: {cause}\n".encode("ascii", "replace")
+        head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        self.transport.write(head % len(text) + text)
+        self.transport.close()
 
     def _refuse(self, status: bytes) -> None:
+        self._deaf = True
         if self.transport.is_closing():
             return
-        if self.busy:
+        if self.current is not None:
             self.cut()
             return
         if self._header_bytes and not self._discarding:
             self.transport.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
         self.transport.close()
 
+    def _pause(self) -> None:
+        if not self._paused and not self.lost:
+            self._paused = True
+            self.transport.pause_reading()
 
-_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"host", b"expect"})
+    def _resume(self) -> None:
+        if self._paused and not self.lost and not self.transport.is_closing():
+            self._paused = False
+            self.transport.resume_reading()
 
-
-def _refusal(headers: list[tuple[bytes, bytes]], parser: Any) -> str | None:
-    """What makes a request ambiguous for anybody in front of or behind us."""
-    lengths = hosts = codings = 0
-    for name, value in headers:
-        if name == b"content-length":
-            lengths += 1
-        elif name == b"host":
-            hosts += 1
-        elif name == b"transfer-encoding":
-            codings += 1
-            if value.strip().lower() != b"chunked":
-                return "a transfer-encoding other than chunked"
-    if lengths > 1 or codings > 1:
-        return "the body's length is given twice"
-    if lengths and codings:
-        return "both content-length and transfer-encoding"
-    if hosts > 1 or (hosts == 0 and parser.get_http_version() == "1.1"):
-        return "the host must be given once"
-    return None
+    def _wake_writer(self) -> None:
+        if self._write_waiter is not None and not self._write_waiter.done():
+            self._write_waiter.set_result(None)

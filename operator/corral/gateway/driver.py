@@ -17,6 +17,7 @@ from corral.gateway.watching import Watcher
 log = logging.getLogger("corral.gateway")
 
 Outcome = Grant | Reject
+_OWN = (Grant, Reject)
 
 
 class Driver:
@@ -118,14 +119,14 @@ class Driver:
 
     def _own(self, request: str, effects: list[Effect]) -> Grant | Reject | asyncio.Future[Outcome]:
         """Split the effect of the caller's own request off, and carry out the rest."""
-        if len(effects) == 1 and isinstance(effects[0], Grant | Reject):
+        if len(effects) == 1 and isinstance(effects[0], _OWN):
             if self.machine.sooner:
                 self._rearm()
             return effects[0]
         own: Grant | Reject | asyncio.Future[Outcome] | None = None
         rest: list[Effect] = []
         for effect in effects:
-            if isinstance(effect, Grant | Reject) and effect.request == request:
+            if isinstance(effect, _OWN) and effect.request == request:
                 own = effect
             elif isinstance(effect, Wait):
                 pass
@@ -141,7 +142,7 @@ class Driver:
 
     def apply(self, effects: list[Effect]) -> None:
         for effect in effects:
-            if isinstance(effect, Grant | Reject):
+            if isinstance(effect, _OWN):
                 waiter = self._waiters.pop(effect.request, None)
                 if waiter is not None and not waiter.done():
                     waiter.set_result(effect)

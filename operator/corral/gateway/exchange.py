@@ -1,81 +1,72 @@
+# ruff: noqa: TRY301 - what befell a request is raised where it is seen
 """One request from its arrival to its end: body, route, wait, pod, answer. Carries out; what to do the machine says.
 
+A request whose model is resident costs no task: it is sent from within the client connection's callback, and its answer passes from the pod's
+connection to the client's. A task runs only for what has to be waited for: a body that is not in yet, a hold, a new connection.
+
 Whatever happens (an answer, an error, a client that leaves, a cancellation) the request's place and its in-flight count are given back once, in
-one `finally`.
+`_finish`. Every way into this class catches everything, so that no fault of one request becomes another's.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import re
-from collections.abc import Awaitable, Callable, MutableMapping
+import logging
 from typing import TYPE_CHECKING, Any
 
 from corral.gateway import bodies, errors, usage
 from corral.gateway.bodies import Asked, ClientGone, KeptBody
 from corral.gateway.effects import Arrival, Grant, Reject, Rejection
 from corral.gateway.errors import Refused, refuse
+from corral.gateway.headers import EVENT_STREAM, header_text, passing, stream_lines
 from corral.gateway.keys import ApiKey
 from corral.gateway.limits import Admission
+from corral.gateway.naming import Route
+from corral.gateway.pods import ConnectFailed, NoAnswer, PodConnection, TimedOut, UpstreamError
 from corral.gateway.refusals import not_found
-from corral.gateway.replies import AsgiReply, DirectReply
+from corral.gateway.replies import Reply
+from corral.gateway.requests import Request
 from corral.gateway.routes import Carries, Proxied
-from corral.gateway.upstream import Answer, ConnectFailed, NoAnswer, Sending, TimedOut, UpstreamError
 
 if TYPE_CHECKING:
     from corral.gateway.app import Gateway
 
-Scope = MutableMapping[str, Any]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
+log = logging.getLogger("corral.gateway")
 
-_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-_HOP_BY_HOP = frozenset(
-    {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"proxy-authenticate"}
-)
-_NOT_FORWARDED = _HOP_BY_HOP | {
-    b"host",
-    b"content-length",
-    b"authorization",
-    b"x-api-key",
-    b"cookie",
-    b"accept-encoding",
-    b"expect",
-    b"x-request-id",
-    b"proxy-authorization",
-}
-_NOT_RETURNED = _HOP_BY_HOP | {b"x-request-id", b"server", b"date", b"x-corral-draining", b"x-corral-usage"}
-_STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
-_EVENT_STREAM = b"text/event-stream"
+Outcome = Grant | Reject | asyncio.Future[Grant | Reject]
 _PEEK_MAX = 1 << 20
-
-
-def request_id_of(headers: Headers) -> bytes:
-    """The client's, when it is fit to be repeated; else a new one."""
-    given = bodies.header(headers, b"x-request-id")
-    return given if given and _REQUEST_ID.fullmatch(given) else os.urandom(16).hex().encode()
+_DO_NOT_RETRY = ((b"x-should-retry", b"false"),)
+"""For clients that retry by themselves: the model may have run already."""
 
 
 class Exchange:
-    """See the module's docstring. One object per request; `run` once."""
+    """Implements `pods.Receiver`. One object per request; `begin` once."""
 
     body: KeptBody | None = None
     asked: Asked | None = None
+    route: Route | None = None
     api_key: ApiKey | None = None
     admission: Admission | None = None
+    counts_tokens = False
     used: int | None = None
     """Tokens, as far as the pod told."""
     key = ""
     """Of the model: `namespace/name`."""
     grant: Grant | None = None
     granted_at = 0.0
-    answer: Answer | None = None
-    sending: Sending | None = None
+    link: PodConnection | None = None
+    """The pod's connection, while an answer is awaited or passes."""
     waiter: asyncio.Future[Any] | None = None
     gone = False
+    over = False
     committed = False
     """The status line went out (200 and an event stream), before a pod was found."""
+    answered = False
+    """The head of the pod's answer is in."""
+    is_stream = False
+    pod_status = 0
+    pod_error: bytearray | None = None
+    """A pod's error answer that comes too late to be passed on as it is."""
     waited = 0.0
     was_resident = True
     served = False
@@ -83,81 +74,191 @@ class Exchange:
     tail = b""
     """The last bytes that passed, for what is to be known of an answer's end."""
 
-    def __init__(self, gateway: Gateway, route: Proxied, scope: Scope, receive: bodies.Receive, send: Send) -> None:
+    def __init__(self, gateway: Gateway, proxied: Proxied, request: Request, reply: Reply) -> None:
         self.gateway = gateway
-        self.route = route
-        self.scope = scope
-        self.receive = receive
-        self.headers: Headers = scope["headers"]
+        self.proxied = proxied
+        self.request = request
+        self.reply = reply
         self.id = gateway.next_id()
-        self.request_id = request_id_of(self.headers)
+        self.request_id = request.request_id()
         self.arrived = gateway.driver.now()
-        connection = scope.get("corral.connection")
-        self.reply: DirectReply | AsgiReply = AsgiReply(send) if connection is None else DirectReply(connection)
+
+    # Ways in: the server, the task, and the pod's connection
+
+    def begin(self) -> None:
+        request = self.request
+        request.connection.on_gone = self.client_gone
+        try:
+            self.api_key = self.gateway.access.authenticate(request.known)
+            if request.complete and self.proxied.carries is Carries.JSON:
+                self._check_encoding()
+                self.body = bodies.keep(request.take(), self.gateway.bodies)
+                self.asked = bodies.peek(self.body.in_memory or b"")
+                outcome = self._arrive()
+                if isinstance(outcome, Grant) and self._send_at_once(outcome):
+                    return
+                self.gateway.spawn(self._slowly(outcome))
+            else:
+                self.gateway.spawn(self._slowly(None))
+        except Exception as error:
+            self._fail(error)
 
     def client_gone(self) -> None:
-        """Called by the server, from outside of `run`, when the client's connection ends."""
+        """Called by the server when the client's connection ends."""
         self.gone = True
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
-        if self.sending is not None:
-            self.sending.abort()
+        link = self.link
+        if link is not None and link.receiver is self:
+            link.let_go()
+            self._fail(ClientGone())
 
-    async def run(self) -> None:
+    async def _slowly(self, outcome: Outcome | None) -> None:
+        """The task of a request that has to wait for something. It ends when the request is sent."""
         try:
-            await self._run()
-        except ClientGone:
-            self.status = 499
-        except Refused as refused:
-            await self._refuse(refused.rejection, refused.headers)
-        finally:
-            self.gateway.finished(self)
+            if outcome is None:
+                await self._read()
+                outcome = self._arrive()
+            while True:
+                grant = outcome if isinstance(outcome, Grant) else await self._settle(outcome)
+                if self.gone:
+                    raise ClientGone
+                try:
+                    await self._send(grant)
+                except ConnectFailed:
+                    outcome = self._again(unreachable=True)
+                else:
+                    return
+        except asyncio.CancelledError:
+            self._fail(ClientGone())
+            raise
+        except Exception as error:
+            self._fail(error)
 
-    def release(self) -> None:
-        """Give back everything that is held. Safe to call at any point, once."""
-        if self.sending is not None and (self.answer is None or not self.served):
-            self.sending.abort()
+    def on_answer(self, connection: PodConnection) -> None:
+        try:
+            if connection.status == 503 and b"x-corral-draining" in connection.known:
+                connection.let_go()
+                self.gateway.spawn(self._slowly(self._again(unreachable=False)))
+                return
+            self.answered = True
+            self._start_answer(connection)
+        except Exception as error:
+            connection.let_go()
+            self._fail(error)
+
+    def on_data(self, data: bytes, *, last: bool) -> bool:
+        if self.pod_error is not None:
+            if len(self.pod_error) < _PEEK_MAX:
+                self.pod_error += data
+            return True
+        if not self.tail and not self.was_resident:
+            self.gateway.first_byte(self, self.gateway.driver.now() - self.granted_at)
+        self.tail = (self.tail + data)[-usage.TAIL :] if self.counts_tokens else data
+        if last:
+            self._settle_tokens()
+            self.reply.finish(data)
+            return True
+        return self.reply.feed(data)
+
+    def on_end(self, error: UpstreamError | None) -> None:
+        self.link = None
+        try:
+            if error is not None:
+                self._broken(error)
+                return
+            self.served = True
+            if self.pod_error is not None:
+                self._refuse(errors.from_pod(self.pod_status, bytes(self.pod_error)), ())
+            elif not self.reply.finished:
+                self._settle_tokens()
+                self.reply.finish()
+            self._finish()
+        except Exception as caught:
+            self._fail(caught)
+
+    # The end
+
+    def _finish(self) -> None:
+        """Give back everything that is held, once."""
+        if self.over:
+            return
+        self.over = True
+        connection = self.request.connection
+        if connection.current is self.request:  # not answered: its client is gone, or is to be
+            connection.on_gone = connection.on_writable = None
+        link = self.link
+        if link is not None and link.receiver is self:
+            link.let_go()
         if self.admission is not None:
             self.gateway.access.end(self.admission, self.used)
         if self.body is not None:
             self.body.close()
-            self.gateway.held_in_memory.discard(self)
+        self.gateway.finished(self)
 
-    async def _run(self) -> None:
-        gateway = self.gateway
-        self.api_key = key = gateway.access.authenticate(self.headers)
-        await self._read()
-        assert self.asked is not None  # noqa: S101 - _read sets it or raises
-        route = gateway.machine.resolve(self.asked.model)
+    def _fail(self, error: Exception) -> None:
+        """It ends with this."""
+        if self.over:
+            return
+        try:
+            if self.gone or isinstance(error, ClientGone):
+                self.status = 499
+            elif isinstance(error, Refused):
+                self._refuse(error.rejection, error.headers)
+            else:
+                log.error("a request for %s failed", self.key or "no model", exc_info=error)
+                self._refuse(Rejection(500, "internal_error", "the gateway failed at this request; its log says why"), ())
+        finally:
+            self._finish()
+
+    # Arrival
+
+    def _check_encoding(self) -> None:
+        if self.request.known.get(b"content-encoding", b"identity") not in (b"", b"identity"):
+            raise refuse(415, "unsupported_encoding", "send the body without a content-encoding")
+
+    async def _read(self) -> None:
+        request, gateway = self.request, self.gateway
+        carries = self.proxied.carries
+        if carries is Carries.QUERY:
+            self.asked = Asked(bodies.query_model(request.query), stream=False)
+            return
+        self._check_encoding()
+        if carries is Carries.MULTIPART:
+            self.body, self.asked = await bodies.read_multipart(request.read, request.known, gateway.bodies)
+            return
+        self.body = await bodies.read_whole(request.read, request.known, gateway.bodies)
+        self.asked = bodies.peek(self.body.in_memory or b"")
+
+    def _arrive(self) -> Outcome:
+        """Who asks for what, and what the machine says to it."""
+        gateway, key, asked = self.gateway, self.api_key, self.asked
+        assert asked is not None  # noqa: S101 - the body was read
+        if self.gone:
+            raise ClientGone
+        route = gateway.machine.resolve(asked.model)
         if route is None:
             if not gateway.directory.synced:
                 raise refuse(503, "not_ready", "this gateway has not read the list of models yet", retry_after=1)
-            raise Refused(not_found(self.asked.model))
+            raise Refused(not_found(asked.model))
+        self.route = route
         self.key = route.key
-        if key is not None:
-            self._admit(key, route.asked)
-        size = 0
-        affinity = 0
-        if self.body is not None:
-            size = self.body.size
-            if self.body.in_memory is not None and gateway.machine.replicas_of(route.key) > 1:
-                affinity = bodies.affinity_of(self.body.in_memory)
-        query: bytes = self.scope["query_string"]
-        autoload = b"autoload=" not in query or bodies.wants_autoload(query)
+        size = affinity = 0
+        body = self.body
+        if body is not None:
+            size = body.size
+            if body.in_memory is not None and gateway.machine.replicas_of(route.key) > 1:
+                affinity = bodies.affinity_of(body.in_memory)
+        query = self.request.query
+        autoload = not query or b"autoload=" not in query or bodies.wants_autoload(query)
         if key is None:
             arrival = Arrival(self.id, route.key, size, affinity, autoload)
         else:
+            self._admit(key, route.asked)
             arrival = Arrival(self.id, route.key, size, affinity, autoload, key.may("wake"), key.id, key.waiting_share)
         outcome = gateway.driver.arrive(arrival)
         gateway.arrived(self, resident=isinstance(outcome, Grant))
-        while True:
-            grant = outcome if isinstance(outcome, Grant) else await self._settle(outcome)
-            self.grant = grant
-            self.granted_at = gateway.driver.now()
-            outcome_or_none = await self._forward(grant, route.asked, route.adapter)
-            if outcome_or_none is None:
-                return
-            outcome = outcome_or_none
+        return outcome
 
     def _admit(self, key: ApiKey, asked: str) -> None:
         access = self.gateway.access
@@ -166,31 +267,11 @@ class Exchange:
         if view is not None:
             access.need_model(key, view, asked)
         tokens = 0
-        if key.tokens_per_minute is not None and self.body is not None:
-            tokens = usage.estimate(self.body.in_memory, self.body.size)
-        self.admission = access.admit(key, tokens, self.gateway.driver.now())
-
-    @property
-    def _counts_tokens(self) -> bool:
-        return self.admission is not None and self.admission.key.tokens_per_minute is not None
-
-    async def _read(self) -> None:
-        carries = self.route.carries
-        if carries is Carries.QUERY:
-            self.asked = Asked(bodies.query_model(self.scope["query_string"]), stream=False)
-            return
-        if bodies.header(self.headers, b"content-encoding") not in (b"", b"identity"):
-            raise refuse(415, "unsupported_encoding", "send the body without a content-encoding")
-        if carries is Carries.MULTIPART:
-            self.body, self.asked = await bodies.read_multipart(self.receive, self.headers, self.gateway.bodies)
-            return
-        connection = self.scope.get("corral.connection")
-        arrived = None if connection is None else connection.whole_body()
-        if arrived is not None:
-            self.body = bodies.keep(arrived, self.gateway.bodies)
-        else:
-            self.body = await bodies.read_whole(self.receive, self.headers, self.gateway.bodies)
-        self.asked = bodies.peek(self.body.in_memory or b"")
+        if key.tokens_per_minute is not None:
+            self.counts_tokens = True
+            if self.body is not None:
+                tokens = usage.estimate(self.body.in_memory, self.body.size)
+        self.admission = access.admit(key, tokens, self.arrived)
 
     # Waiting
 
@@ -210,7 +291,7 @@ class Exchange:
         view = self.gateway.machine.view(self.key)
         heartbeat = view.hold.heartbeat if view is not None else 15.0
         assert self.asked is not None  # noqa: S101 - it was read before
-        speaks = self.asked.stream and bodies.header(self.headers, b"x-corral-hold").lower() != b"silent"
+        speaks = self.asked.stream and self.request.known.get(b"x-corral-hold", b"").lower() != b"silent"
         self.waiter = future
         try:
             while not future.done():
@@ -232,10 +313,10 @@ class Exchange:
         if not self.committed:
             self.committed = True
             self.status = 200
-            headers: Headers = [(b"content-type", b"text/event-stream; charset=utf-8"), *_STREAM_HEADERS]
+            headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
             headers += [(b"x-request-id", self.request_id), (b"x-corral-model", self.key.encode())]
             self.reply.start(200, headers)
-            await self.reply.flush()
+            self.reply.flush()
         situation = self.gateway.machine.situation(self.id, self.gateway.driver.now())
         if situation is None:
             return
@@ -245,180 +326,158 @@ class Exchange:
             words.append(f"eta={situation.waited * (1 - situation.progress) / situation.progress:.0f}s")
         await self.reply.write(f": corral {' '.join(words)}\n\n".encode())
 
-    # The pod
+    # To the pod
 
-    async def _forward(self, grant: Grant, asked: str, adapter: str) -> Grant | Reject | asyncio.Future[Grant | Reject] | None:
-        """Send to the pod, and its answer to the client. None when that is done; otherwise what became of a request that came back."""
-        if self.gone:
-            raise ClientGone
-        gateway = self.gateway
-        replica = grant.replica
-        self.sending = sending = Sending()
-        head = self._head(grant, asked, adapter)
+    def _send_at_once(self, grant: Grant) -> bool:
+        """Send over an idle connection. False when there is none: nothing has happened then."""
+        gateway, replica, body = self.gateway, grant.replica, self.body
+        assert body is not None  # noqa: S101 - a JSON route
+        self.grant = grant
+        link = gateway.upstream.begin(self, (replica.host, replica.inference_port), self._head(grant), body.in_memory or b"")
+        if link is None:
+            return False
+        self.link = link
+        self.granted_at = self.arrived
         gateway.sending(self)
-        try:
-            answer = await gateway.upstream.send((replica.host, replica.inference_port), head, self.body, sending)
-        except ConnectFailed:
-            return self._again(unreachable=True)
-        except NoAnswer as error:
-            # Nothing came back over a new connection: the request may have run, so only a pod that goes away anyway gives it back.
-            known = gateway.directory.replicas.get(replica.uid)
-            if not sending.given_up and (known is None or known.deleting):
-                return self._again(unreachable=True)
-            raise self._failure(error) from error
-        except UpstreamError as error:
-            raise self._failure(error) from error
-        if answer.status == 503 and bodies.header(answer.headers, b"x-corral-draining"):
-            answer.abort()
-            return self._again(unreachable=False)
-        self.answer = answer
-        await self._answer(answer, grant)
-        return None
+        return True
 
-    def _again(self, *, unreachable: bool) -> Grant | Reject | asyncio.Future[Grant | Reject]:
+    async def _send(self, grant: Grant) -> None:
+        gateway, replica = self.gateway, grant.replica
+        upstream = gateway.upstream
+        target = (replica.host, replica.inference_port)
+        self.grant = grant
+        self.granted_at = gateway.driver.now()
+        link = upstream.take(target) or await upstream.connect(target)
+        if self.gone:
+            if link.transport is not None:
+                link.transport.abort()
+            raise ClientGone
+        self.link = link
+        gateway.sending(self)
+        await upstream.send(link, self, self._head(grant), self.body)
+
+    def _again(self, *, unreachable: bool) -> Outcome:
+        """A pod did not take it: back to the machine, which keeps its place."""
         if self.gone:
             raise ClientGone
-        self.sending = None
+        self.link = None
         self.grant = None
         self.gateway.came_back(self)
         return self.gateway.driver.refused(self.id, unreachable=unreachable)
 
-    def _failure(self, error: UpstreamError) -> Exception:
-        if self.gone:
-            return ClientGone()
-        if isinstance(error, TimedOut):
-            return Refused(Rejection(504, "upstream_timeout", f"{self.key}: {error}"), _DO_NOT_RETRY)
-        return Refused(Rejection(502, "upstream_failed", f"{self.key}: {error}"), _DO_NOT_RETRY)
-
-    def _head(self, grant: Grant, asked: str, adapter: str) -> bytes:
-        scope = self.scope
-        replica = grant.replica
-        target: bytes = scope["raw_path"]
-        if scope["query_string"]:
-            target += b"?" + scope["query_string"]
-        lines = [
-            scope["method"].encode() + b" " + target + b" HTTP/1.1",
-            b"host: " + replica.host.encode(),
-            b"authorization: Bearer " + self.gateway.tokens.infer_token(replica.uid).encode(),
-            b"x-request-id: " + self.request_id,
-            b"x-corral-served-name: " + _header_text(asked),
-        ]
-        if adapter:
-            lines.append(b"x-corral-adapter: " + _header_text(adapter))
-        if self._counts_tokens:
-            lines.append(b"x-corral-usage: 1")
+    def _head(self, grant: Grant) -> bytes:
+        request, route = self.request, self.route
+        assert route is not None  # noqa: S101 - there is a grant
+        lines = [request.method, b" ", request.target, self.gateway.prefix_of(grant.replica), self.request_id]
+        lines += (b"\r\nx-corral-served-name: ", header_text(route.asked), b"\r\n")
+        if route.adapter:
+            lines += (b"x-corral-adapter: ", header_text(route.adapter), b"\r\n")
+        if self.counts_tokens:
+            lines.append(b"x-corral-usage: 1\r\n")
         if self.body is not None:
-            lines.append(b"content-length: %d" % self.body.size)
-        dropped = _NOT_FORWARDED | _named_by_connection(self.headers)
-        lines += [b"%b: %b" % entry for entry in self.headers if entry[0] not in dropped and entry[0][:9] != b"x-corral-"]
+            lines.append(b"content-length: %d\r\n" % self.body.size)
+        lines += passing(request.passing, request.known)
         lines.append(b"\r\n")
-        return b"\r\n".join(lines)
+        return b"".join(lines)
 
-    async def _answer(self, answer: Answer, grant: Grant) -> None:
-        is_stream = bodies.header(answer.headers, b"content-type").startswith(_EVENT_STREAM)
+    # From the pod
+
+    def _start_answer(self, link: PodConnection) -> None:
+        known = link.known
+        self.is_stream = known.get(b"content-type", b"").startswith(EVENT_STREAM)
+        if self.counts_tokens:
+            self.used = usage.told(known.get(b"x-corral-usage", b""))
         if self.committed:
-            if answer.status != 200:
-                await self._refuse(errors.from_pod(answer.status, await self._small(answer)), ())
-                self.served = answer.complete
+            if link.status != 200:
+                self.pod_status = link.status
+                self.pod_error = bytearray()
                 return
         else:
-            self.status = answer.status
-            self.reply.start(answer.status, self._answer_headers(answer, grant, is_stream))
-        if self._counts_tokens:
-            self.used = usage.told(bodies.header(answer.headers, b"x-corral-usage"))
-        if answer.complete and isinstance(self.reply, DirectReply):  # the common case of an answer that is no stream: one write
-            data = answer.rest()
-            self._note(data)
-            self.served = True
-            if self._counts_tokens and self.used is None:
-                self.used = usage.found(self.tail)
-            self.reply.finish(data)
-            return
-        if not answer.complete:
-            await self.reply.flush()  # the client learns of the answer's start when it starts
-        try:
-            await self._pass_on(answer)
-        except UpstreamError as error:
-            if self.gone:
-                raise ClientGone from error
-            await self._break_off(error, is_stream or self.committed)
-            return
-        self.served = True
-        if self._counts_tokens and self.used is None:
+            self.status = link.status
+            lines = passing(link.passing, known)
+            grant = self.grant
+            assert grant is not None  # noqa: S101 - it was sent
+            lines += (b"x-request-id: ", self.request_id, self.gateway.marks_of(grant))
+            if not self.was_resident:
+                lines.append(b"x-corral-waited-ms: %d\r\n" % round(self.waited * 1000))
+            if self.is_stream:
+                lines.append(stream_lines(known))
+            if self.admission is not None:
+                for name, value in self.admission.headers:
+                    lines += (name, b": ", value, b"\r\n")
+            self.reply.start_raw(link.status, lines, known.get(b"content-length"))
+            if not link.chunks and not link.complete:
+                self.reply.flush()  # the client learns of the answer's start when it starts
+        self.request.connection.on_writable = link.resume
+
+    def _settle_tokens(self) -> None:
+        if self.counts_tokens and self.used is None:
             self.used = usage.found(self.tail)
-        await self.reply.end()
 
-    async def _pass_on(self, answer: Answer) -> None:
-        reply = self.reply
-        if isinstance(reply, DirectReply):
-            feed = reply.feed
-
-            def sink(data: bytes) -> bool:
-                self._note(data)
-                return feed(data)
-
-            self.scope["corral.connection"].on_writable = answer.resume
-            await answer.pump(sink)
-            if self.gone:
-                raise ClientGone
-            return
-        while data := await answer.read():
-            if self.gone:
-                raise ClientGone
-            self._note(data)
-            await reply.write(data)
-
-    def _note(self, data: bytes) -> None:
-        """What is remembered of the bytes that pass."""
-        if not self.tail and not self.was_resident:
-            self.gateway.first_byte(self, self.gateway.driver.now() - self.granted_at)
-        self.tail = (self.tail + data)[-usage.TAIL :] if self._counts_tokens else data
-
-    async def _small(self, answer: Answer) -> bytes:
-        body = bytearray()
-        try:
-            while (data := await answer.read()) and len(body) < _PEEK_MAX:
-                body += data
-        except UpstreamError:
+    def _broken(self, error: UpstreamError) -> None:
+        """The pod gave no answer, or broke off in its middle."""
+        if self.gone:
+            self._fail(ClientGone())
+        elif self.answered and self.pod_error is None:
+            self._break_off(error)
+            self._finish()
+        elif isinstance(error, NoAnswer) and self._may_go_again(error):
             pass
-        return bytes(body)
+        elif isinstance(error, TimedOut):
+            self._fail(Refused(Rejection(504, "upstream_timeout", f"{self.key}: {error}"), _DO_NOT_RETRY))
+        else:
+            self._fail(Refused(Rejection(502, "upstream_failed", f"{self.key}: {error}"), _DO_NOT_RETRY))
 
-    def _answer_headers(self, answer: Answer, grant: Grant, is_stream: bool) -> Headers:
-        dropped = _NOT_RETURNED | _named_by_connection(answer.headers)
-        headers = [entry for entry in answer.headers if entry[0] not in dropped]
-        headers.append((b"x-request-id", self.request_id))
-        headers.append((b"x-corral-model", self.key.encode()))
-        headers.append((b"x-corral-replica", grant.replica.pod.encode()))
-        if not self.was_resident:
-            headers.append((b"x-corral-waited-ms", b"%d" % round(self.waited * 1000)))
-        if is_stream:
-            present = {name for name, _ in headers}
-            headers += [entry for entry in _STREAM_HEADERS if entry[0] not in present]
-        if self.admission is not None:
-            headers += self.admission.headers
-        return headers
+    def _may_go_again(self, error: NoAnswer) -> bool:
+        """A reused connection that ended without a byte was stale: once more, over a new one.
 
-    async def _break_off(self, error: UpstreamError, is_stream: bool) -> None:
+        A new connection that did may have run it, so only a pod that goes away anyway gives it back.
+        """
+        gateway, grant = self.gateway, self.grant
+        assert grant is not None  # noqa: S101 - it was sent
+        if error.reused:
+            gateway.upstream.retries += 1
+            gateway.spawn(self._once_more(grant))
+            return True
+        known = gateway.directory.replicas.get(grant.replica.uid)
+        if known is None or known.deleting:
+            gateway.spawn(self._slowly(self._again(unreachable=True)))
+            return True
+        return False
+
+    async def _once_more(self, grant: Grant) -> None:
+        try:
+            target = (grant.replica.host, grant.replica.inference_port)
+            link = await self.gateway.upstream.connect(target)
+            if self.gone:
+                if link.transport is not None:
+                    link.transport.abort()
+                raise ClientGone
+            self.link = link
+            await self.gateway.upstream.send(link, self, self._head(grant), self.body)
+        except ConnectFailed:
+            await self._slowly(self._again(unreachable=True))
+        except Exception as error:
+            self._fail(error)
+
+    def _break_off(self, error: UpstreamError) -> None:
         """The answer ended in its middle. A stream says so in its own words; anything else is cut, so that no part passes for the whole."""
-        if not is_stream:
-            self.gateway.cut(self)
+        if not (self.is_stream or self.committed):
+            self.request.connection.cut()
             return
         gap = b"" if self.tail.endswith(b"\n\n") or not self.tail else b"\n\n"
         code = "upstream_timeout" if isinstance(error, TimedOut) else "upstream_failed"
-        event = errors.error_event(self.route.shape, Rejection(502, code, f"{self.key}: {error}"))
-        await self.reply.end(gap + event)
+        self.reply.finish(gap + errors.error_event(self.proxied.shape, Rejection(502, code, f"{self.key}: {error}")))
 
-    async def _refuse(self, rejection: Rejection, extra: tuple[tuple[bytes, bytes], ...]) -> None:
-        if self.gone:
-            self.status = 499
-            return
-        if self.committed:
-            event = errors.error_event(self.route.shape, rejection)
-            self.status = rejection.status
-            await self.reply.end(event)
-            return
+    def _refuse(self, rejection: Rejection, extra: tuple[tuple[bytes, bytes], ...]) -> None:
         self.status = rejection.status
-        body = errors.error_body(self.route.shape, rejection)
+        if self.committed:
+            self.reply.finish(errors.error_event(self.proxied.shape, rejection))
+            return
+        if self.reply.started:
+            self.request.connection.cut()
+            return
+        body = errors.error_body(self.proxied.shape, rejection)
         headers = errors.error_headers(rejection)
         headers += [(b"content-length", b"%d" % len(body)), (b"x-request-id", self.request_id), *extra]
         if self.key:
@@ -428,28 +487,4 @@ class Exchange:
         if self.admission is not None:
             headers += self.admission.headers
         self.reply.start(rejection.status, headers)
-        await self.reply.end(body)
-
-
-_DO_NOT_RETRY = ((b"x-should-retry", b"false"),)
-"""For clients that retry by themselves: the model may have run already."""
-
-
-_NONE: frozenset[bytes] = frozenset()
-
-
-def _named_by_connection(headers: Headers) -> frozenset[bytes]:
-    """Headers that `Connection` calls hop by hop."""
-    value = bodies.header(headers, b"connection")
-    return frozenset(token.strip().lower() for token in value.split(b",")) if b"," in value or value.lower() not in _PLAIN else _NONE
-
-
-_PLAIN = frozenset({b"", b"keep-alive", b"close"})
-
-
-def _header_text(text: str) -> bytes:
-    """A name as a header value; what a header cannot carry is percent-encoded."""
-    raw = text.encode()
-    if raw.isascii() and raw.isalnum():
-        return raw
-    return b"".join(bytes((byte,)) if 0x20 < byte < 0x7F and byte != 0x25 else b"%%%02X" % byte for byte in raw)
+        self.reply.finish(body)

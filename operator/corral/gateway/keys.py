@@ -42,6 +42,10 @@ class ApiKey:
     waiting_share: float = 1.0
     """The part of a model's places in the waiting room that this key may take."""
 
+    @property
+    def may_use_all(self) -> bool:
+        return "*" in self.models
+
     def may_use(self, *names: str) -> bool:
         """Whether one of a model's names is allowed."""
         return "*" in self.models or any(fnmatch.fnmatchcase(name, glob) for glob in self.models for name in names)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from corral.gateway.ports import ModelView
 
+ROUTES_MAX = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
@@ -26,6 +28,8 @@ class Names:
     def __init__(self) -> None:
         self._models: dict[str, ModelView] = {}
         self._by_name: dict[str, list[str]] = {}
+        self._routes: dict[str, Route] = {}
+        """What was resolved since the last change."""
 
     def put(self, model: ModelView) -> None:
         self.remove(model.key)
@@ -34,6 +38,7 @@ class Names:
             self._by_name.setdefault(name, []).append(model.key)
 
     def remove(self, key: str) -> None:
+        self._routes.clear()
         old = self._models.pop(key, None)
         for name in old.served_names if old else ():
             holders = self._by_name.get(name)
@@ -44,6 +49,14 @@ class Names:
 
     def resolve(self, asked: str) -> Route | None:
         """The route of a name, or None when nothing is called so."""
+        route = self._routes.get(asked)
+        if route is None:
+            route = self._resolve(asked)
+            if route is not None and len(self._routes) < ROUTES_MAX:
+                self._routes[asked] = route
+        return route
+
+    def _resolve(self, asked: str) -> Route | None:
         key = self._key_of(asked)
         if key is not None:
             return Route(key, asked)

@@ -1,4 +1,4 @@
-"""Two listening ports and a graceful end, around uvicorn's HTTP protocol. It owns connections; of requests it knows only how to count them.
+"""Two listening ports and a graceful end. It owns connections; of requests it knows only how to count them.
 
 `GatewayServer.start()` listens, `stop()` ends in this order: readiness false, `settle` seconds in which new requests are still taken, then no new
 connections, existing requests up to `grace` seconds, then whoever still waits is refused, then the rest is cut.
@@ -15,28 +15,20 @@ from collections.abc import Callable
 from email.utils import formatdate
 from typing import Any
 
-from uvicorn.config import Config
-from uvicorn.server import ServerState
-
 from corral.gateway.admin import Admin
 from corral.gateway.app import Gateway
-from corral.gateway.connections import GatewayProtocol
+from corral.gateway.connections import ClientConnection, Serve, Shared
 from corral.gateway.settings import GatewaySettings
 
 log = logging.getLogger("corral.gateway")
 
 
 class Listener:
-    """One port with uvicorn's protocol, without uvicorn's server: that one wants the process's signals."""
+    """One port, with its connections."""
 
-    def __init__(self, app: Any, settings: GatewaySettings, *, host: str, port: int) -> None:
+    def __init__(self, serve: Serve, settings: GatewaySettings, *, host: str, port: int) -> None:
         self._settings = settings
-        self._config = Config(
-            app, loop="none", http=GatewayProtocol, ws="none", lifespan="off", log_config=None, access_log=False,
-            server_header=False, date_header=False, proxy_headers=False, timeout_keep_alive=int(settings.keep_alive),
-        )  # fmt: skip
-        self._config.load()
-        self._state = ServerState()
+        self._shared = Shared(serve, settings)
         self._host = host
         self._port = port
         self._server: asyncio.Server | None = None
@@ -44,11 +36,7 @@ class Listener:
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
-
-        def protocol() -> GatewayProtocol:
-            return GatewayProtocol(self._config, self._state, {"corral.settings": self._settings}, loop)
-
-        self._server = await loop.create_server(protocol, self._host, self._port, backlog=2048)
+        self._server = await loop.create_server(lambda: ClientConnection(self._shared, loop), self._host, self._port, backlog=2048)
         self._tick()
 
     @property
@@ -58,8 +46,8 @@ class Listener:
         return int(address[1])
 
     @property
-    def connections(self) -> list[GatewayProtocol]:
-        return [connection for connection in self._state.connections if isinstance(connection, GatewayProtocol)]
+    def connections(self) -> list[ClientConnection]:
+        return list(self._shared.connections)
 
     def close_soon(self) -> None:
         for connection in self.connections:
@@ -82,13 +70,11 @@ class Listener:
         for connection in self.connections:
             connection.transport.abort()
         await asyncio.sleep(0)
-        if self._state.tasks:
-            await asyncio.wait(list(self._state.tasks), timeout=2)
 
     def _tick(self) -> None:
         """The date header, and connections that took too long."""
         loop = asyncio.get_running_loop()
-        self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
+        self._shared.date_line = b"date: %b\r\n" % formatdate(usegmt=True).encode()
         now = loop.time()
         for connection in self.connections:
             connection.sweep(now)
@@ -103,8 +89,8 @@ class GatewayServer:
     def __init__(self, gateway: Gateway) -> None:
         settings = gateway.settings
         self.gateway = gateway
-        self._data = Listener(gateway, settings, host=settings.host, port=settings.port)
-        self._admin = Listener(Admin(gateway), settings, host=settings.admin_host, port=settings.admin_port)
+        self._data = Listener(gateway.serve, settings, host=settings.host, port=settings.port)
+        self._admin = Listener(Admin(gateway).serve, settings, host=settings.admin_host, port=settings.admin_port)
 
     async def start(self) -> None:
         await self.gateway.start()

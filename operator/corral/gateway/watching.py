@@ -11,8 +11,9 @@ from urllib.parse import quote
 import msgspec
 
 from corral.gateway.effects import LoadError, ReplicaStatus
+from corral.gateway.pods import UpstreamError
 from corral.gateway.ports import ReplicaView, Tokens
-from corral.gateway.upstream import Sending, Upstream, UpstreamError
+from corral.gateway.upstream import Upstream
 
 log = logging.getLogger("corral.gateway")
 
@@ -100,21 +101,13 @@ class Watcher:
             f"GET /control/status{query} HTTP/1.1\r\nhost: {quote(replica.host, safe=':.[]')}\r\naccept: application/json\r\n"
             f"authorization: Bearer {self._tokens.infer_token(replica.uid)}\r\n\r\n"
         ).encode()
-        sending = Sending()
         try:
             async with asyncio.timeout(WAIT_SECONDS + 15):
-                answer = await self._upstream.send((replica.host, replica.control_port), head, None, sending)
-                body = bytearray()
-                while data := await answer.read():
-                    body += data
-                    if len(body) > STATUS_MAX:
-                        raise ValueError("the status is larger than 1 MiB")
+                code, body = await self._upstream.fetch((replica.host, replica.control_port), head, STATUS_MAX)
         except TimeoutError as error:
             raise ValueError("no status within the wait and 15s more") from error
-        finally:
-            sending.abort()
-        if answer.status != 200:
-            raise ValueError(f"status {answer.status}: {bytes(body[:200])!r}")
+        if code != 200:
+            raise ValueError(f"status {code}: {body[:200]!r}")
         return _decode(body)
 
 
