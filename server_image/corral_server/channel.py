@@ -43,12 +43,15 @@ class BlockingChannel:
         except OSError as error:
             raise ClosedError(str(error)) from None
 
-    def receive(self, timeout: float | None) -> list[Message]:
-        """All complete messages that are there; waits up to `timeout` (None: until one comes) for the first."""
+    def receive(self, timeout: float | None, *, unless: int | None = None) -> list[Message]:
+        """All complete messages that are there; waits up to `timeout` (None: until one comes) for the first, or until the descriptor `unless`
+        can be read.
+        """
         messages = self._parse()
+        watched: list[Any] = [self._sock] if unless is None else [self._sock, unless]
         while not messages:
-            readable, _, _ = select.select([self._sock], [], [], timeout)
-            if not readable:
+            readable, _, _ = select.select(watched, [], [], timeout)
+            if self._sock not in readable:
                 return []
             self._fill()
             messages = self._parse()

@@ -44,6 +44,11 @@ class Job:
     announced: bool = False
     preserved: frozenset[int] = frozenset()
     """Special tokens whose text belongs to the answer: what marks a tool call, or a thought."""
+    pauses: list[int] = field(default_factory=list)
+    """Lengths at which its prompt is interrupted for a checkpoint."""
+    searching: bool = False
+    """A pass over the whole grammar is under way beside the inference thread: the next token is not known yet."""
+    cancelled: bool = False
 
     @property
     def generated(self) -> int:

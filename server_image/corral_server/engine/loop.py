@@ -5,20 +5,30 @@ Owns the slots and the queue. It must never block on anything but the supervisor
 
 import time
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from corral_server.channel import BlockingChannel, Message
-from corral_server.engine import scheduling
+from corral_server.engine import checkpoints, scheduling
+from corral_server.engine.aside import Aside
 from corral_server.engine.batch import Batch
+from corral_server.engine.checkpoints import Checkpoint
 from corral_server.engine.embedding import EmbeddingLoop
 from corral_server.engine.jobs import Job, RefusedError, make_embed_job, make_job, prompt_tokens
 from corral_server.engine.library import L, floats_at, get_logits_ith
 from corral_server.engine.plan import EnginePlan
+from corral_server.engine.sampling import Choice
 from corral_server.engine.states import StateStore
 from corral_server.engine.vocabulary import Vocabulary
 
 _HEADROOM = 64
+_QUICK = 16_384
+"""Characters that are tokenised at once; a longer text is done beside the inference thread."""
+_BEFORE_END = 4
+_SPACING = 512
 
 
 @dataclass(eq=False)
@@ -29,6 +39,12 @@ class Slot:
     held: list[int] = field(default_factory=list)
     job: Job | None = None
     last_used: int = 0
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+
+    @property
+    def runs(self) -> bool:
+        """Whether the next batch has something for it."""
+        return self.job is not None and not self.job.searching
 
 
 class StopLoop(Exception):  # noqa: N818  it is how the loop ends, not an error
@@ -37,13 +53,18 @@ class StopLoop(Exception):  # noqa: N818  it is how the loop ends, not an error
 
 class Loop:
     def __init__(
-        self, channel: BlockingChannel, model: Any, context: Any, plan: EnginePlan, vocabulary: Vocabulary, states: StateStore | None
-    ) -> None:
+        self, channel: BlockingChannel, model: Any, context: Any, plan: EnginePlan, vocabulary: Vocabulary, states: StateStore | None,
+        scratch: Path | None = None, cache_limit: int = 256 << 20,
+    ) -> None:  # fmt: skip
         self._channel = channel
         self._context = context
         self._memory = L.llama_get_memory(context)
         self._plan = plan
         self._states = states
+        self._scratch = scratch
+        self._cache_limit = cache_limit
+        self._aside = Aside()
+        self._preparing: dict[int, bool] = {}
         self._unsaved: deque[Slot] = deque()
         self._vocabulary = vocabulary
         self._slots = [Slot(i) for i in range(plan.slots)]
@@ -56,6 +77,7 @@ class Loop:
         self._embedding = EmbeddingLoop(
             context, self._batch, sequences=plan.slots, width=L.llama_model_n_embd_out(model), rank=plan.pooling == "Rank"
         )
+        self._forgets = self._rewind.recurrent or self._rewind.window > 0
         self._events: list[Message] = []
         self._decodes = 0
         self._busy_total = 0
@@ -65,13 +87,15 @@ class Loop:
     def run(self) -> None:
         try:
             while True:
-                busy = bool(self._queue or self._embedding.jobs or any(s.job for s in self._slots))
-                for message in self._channel.poll() if busy or self._unsaved else self._channel.receive(None):
+                # What only waits for work beside this thread is no reason to turn in circles.
+                busy = bool(self._embedding.jobs or any(s.runs for s in self._slots) or (self._queue and not self._aside.waiting))
+                for message in self._channel.poll() if busy or self._unsaved else self._channel.receive(None, unless=self._aside.fileno()):
                     self._handle(message)
+                self._aside.collect()
                 if self._embedding.jobs:
                     self._events += self._embedding.step()
                 self._admit()
-                if any(s.job for s in self._slots):
+                if any(s.runs for s in self._slots):
                     self._step()
                 self._flush()
                 if not busy and self._unsaved:
@@ -82,19 +106,13 @@ class Loop:
     def _handle(self, message: Message) -> None:
         kind = message["t"]
         if kind == "new":
-            try:
-                self._queue.append(make_job(message, self._vocabulary, self._plan.context_length))
-            except RefusedError as error:
-                self._events.append(error.event(message["id"]))
+            self._prepare(message, lambda: make_job(message, self._vocabulary, self._plan.context_length), self._queue.append)
         elif kind == "embed":
-            try:
-                self._embedding.jobs.append(make_embed_job(message, self._vocabulary, self._plan.context_length))
-            except RefusedError as error:
-                self._events.append(error.event(message["id"]))
+            self._prepare(message, lambda: make_embed_job(message, self._vocabulary, self._plan.context_length), self._embedding.jobs.append)
         elif kind == "cancel":
             self._cancel(message["id"])
         elif kind == "tokenize":
-            self._tokenize(message)
+            self._prepare(message, lambda: self._tokens_event(message), self._events.append)
         elif kind == "detokenize":
             pieces = b"".join(self._vocabulary.piece(t, special=True) for t in message["tokens"])
             self._events.append({"i": message["id"], "f": "stop", "text": pieces.decode("utf-8", "replace")})
@@ -109,29 +127,50 @@ class Loop:
             self._channel.send({"t": "step", "e": self._events, "queued": len(self._queue), "active": active})
             self._events = []
 
-    def _tokenize(self, message: Message) -> None:
-        try:
-            tokens = prompt_tokens(
-                message["content"], self._vocabulary, add_special=message.get("add_special", False), parse_special=message.get("parse_special", True)
-            )
-        except RefusedError as error:
-            self._events.append(error.event(message["id"]))
-            return
+    def _prepare(self, message: Message, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        """Make something of a request: here when it is short, beside this thread when it may take long."""
+        number = message["id"]
+
+        def finish(outcome: Callable[[], Any]) -> None:
+            cancelled = self._preparing.pop(number, False)
+            try:
+                made = outcome()
+            except RefusedError as error:
+                self._events.append(error.event(number))
+                return
+            if not cancelled:
+                then(made)
+
+        if _is_quick(message):
+            finish(work)
+        else:
+            self._preparing[number] = False
+            self._aside.run(work, lambda future: finish(future.result))
+
+    def _tokens_event(self, message: Message) -> Message:
+        tokens = prompt_tokens(
+            message["content"], self._vocabulary, add_special=message.get("add_special", False), parse_special=message.get("parse_special", True)
+        )
         event: Message = {"i": message["id"], "f": "stop", "tokens": tokens}
         if message.get("with_pieces"):
             event["pieces"] = [list(self._vocabulary.piece(t, special=True)) for t in tokens]
-        self._events.append(event)
+        return event
 
     def _describe(self, slot: Slot) -> Message:
         job = slot.job
         return {"id": slot.id, "processing": job is not None, "tokens": len(slot.held), "generated": job.generated if job else 0}
 
     def _cancel(self, job_id: int) -> None:
+        if job_id in self._preparing:
+            self._preparing[job_id] = True
         self._queue = deque(j for j in self._queue if j.id != job_id)
         self._embedding.cancel(job_id)
         for slot in self._slots:
             if slot.job is not None and slot.job.id == job_id:
-                self._free(slot)
+                if slot.job.searching:
+                    slot.job.cancelled = True
+                else:
+                    self._free(slot)
 
     # --- slots and cells
 
@@ -151,11 +190,13 @@ class Loop:
                 break
             self._queue.popleft()
             slot, kept = self._slots[choice[0].id], choice[1] if job.cache else 0
-            self._keep(slot, kept)
+            kept = self._go_back(slot, kept)
             if job.cache:
                 kept = self._share(slot, job, kept)
                 kept = self._restore(slot, job, kept)
             slot.job = job
+            if self._forgets and self._scratch is not None:
+                job.pauses = scheduling.checkpoint_positions(job.prompt_count, max(_SPACING, self._plan.micro_batch), _BEFORE_END)
             if job.cached < 0:
                 job.cached = kept
                 job.started = time.perf_counter()
@@ -166,7 +207,7 @@ class Loop:
         """Whether a request has to wait for the one that evaluates the same prompt for both."""
         if job.leader is None or not job.cache or self._rewind.recurrent:
             return False
-        if any(q.id == job.leader for q in self._queue):
+        if job.leader in self._preparing or any(q.id == job.leader for q in self._queue):
             return True
         return any(s.job is not None and s.job.id == job.leader and len(s.held) < job.prompt_count for s in self._slots)
 
@@ -192,20 +233,22 @@ class Loop:
             return kept
         self._keep(slot, 0)
         self._make_room(len(entry.tokens))
-        if not self._states.restore(self._context, slot.id, entry):
+        restored = self._states.restore(self._context, slot.id, entry)
+        if restored is None:
             L.llama_memory_seq_rm(self._memory, slot.id, -1, -1)
             return 0
         slot.held = list(entry.tokens)
-        self._keep(slot, length)
-        return length
+        slot.checkpoints = restored
+        return self._go_back(slot, length)
 
     def _save(self, slot: Slot) -> None:
         """Keep an idle sequence beyond this process; only while nobody is being answered."""
         if self._states is not None and slot.job is None and slot.held:
-            self._states.save(self._context, slot.id, slot.held)
+            self._states.save(self._context, slot.id, slot.held, slot.checkpoints)
 
     def _view(self, slot: Slot) -> scheduling.IdleSlot:
-        return scheduling.IdleSlot(slot.id, slot.held, slot.last_used, self._oldest_position(slot) if self._rewind.window else 0)
+        oldest = self._oldest_position(slot) if self._rewind.window else 0
+        return scheduling.IdleSlot(slot.id, slot.held, slot.last_used, oldest, [c.length for c in slot.checkpoints])
 
     def _oldest_position(self, slot: Slot) -> int:
         return int(L.llama_memory_seq_pos_min(self._memory, slot.id)) if slot.held else 0
@@ -215,6 +258,29 @@ class Loop:
         if count < len(slot.held):
             L.llama_memory_seq_rm(self._memory, slot.id, count or -1, -1)
             del slot.held[count:]
+            slot.checkpoints = [c for c in slot.checkpoints if c.length <= count]
+
+    def _go_back(self, slot: Slot, count: int) -> int:
+        """Leave the first `count` tokens, with what the memory has forgotten of them put back; returns how many are left."""
+        oldest = self._oldest_position(slot) if self._rewind.window else 0
+        if not scheduling.rewindable(len(slot.held), count, oldest, self._rewind):
+            checkpoint = next((c for c in slot.checkpoints if c.length == count), None)
+            if checkpoint is None or not checkpoints.put_back(self._context, slot.id, checkpoint):
+                count = 0
+        self._keep(slot, count)
+        return count
+
+    def _keep_aside(self, slot: Slot) -> None:
+        """Take a checkpoint; when all of them together grow too large, the least recently used sequences lose theirs."""
+        if self._scratch is None or any(c.length == len(slot.held) for c in slot.checkpoints):
+            return
+        taken = checkpoints.take(self._context, slot.id, len(slot.held), self._scratch)
+        if taken is None:
+            return
+        slot.checkpoints = checkpoints.thinned([*slot.checkpoints, taken])
+        for other in sorted(self._slots, key=lambda s: (s is slot, s.job is not None, s.last_used)):
+            while other.checkpoints and sum(len(c.data) for s in self._slots for c in s.checkpoints) > self._cache_limit:
+                del other.checkpoints[0]
 
     def _make_room(self, wanted: int) -> None:
         """Drop idle prefixes, least recently used first, until `wanted` more cells are free."""
@@ -237,7 +303,7 @@ class Loop:
     # --- one step
 
     def _step(self) -> None:
-        active = [s for s in self._slots if s.job is not None]
+        active = [s for s in self._slots if s.runs]
         generating = sum(len(s.job.tokens) - len(s.held) == 1 for s in active if s.job)
         self._make_room(len(active))
         # A long prompt beside running answers is fed in smaller pieces, so that their tokens keep coming.
@@ -257,6 +323,8 @@ class Loop:
             return
         for slot, tokens in fed:
             slot.held += tokens
+            if slot.job is not None and len(slot.held) in slot.job.pauses:
+                self._keep_aside(slot)
         self._busy_total += len(active)
         for slot, index in outputs:
             self._sample(slot, index)
@@ -271,7 +339,8 @@ class Loop:
             if room <= 0:
                 break
             start = len(slot.held)
-            tokens = job.tokens[start : start + room]
+            pause = next((p for p in job.pauses if p > start), len(job.tokens))
+            tokens = job.tokens[start : min(start + room, pause)]
             last = start + len(tokens) == len(job.tokens)
             index = self._batch.add(tokens, start, slot.id, outputs="last" if last else "none")
             fed.append((slot, tokens))
@@ -306,12 +375,31 @@ class Loop:
         L.llama_memory_clear(self._memory, True)
         for slot in self._slots:
             slot.held.clear()
+            slot.checkpoints.clear()
 
     def _sample(self, slot: Slot, index: int) -> None:
         job = slot.job
         if job is None:
             return
-        choice = job.sampler.sample(floats_at(get_logits_ith(self._context, index), self._vocabulary.size))
+        logits = floats_at(get_logits_ith(self._context, index), self._vocabulary.size)
+        choice = job.sampler.try_sample(logits)
+        if choice is not None:
+            self._append(slot, job, choice)
+            return
+        # The others go on meanwhile; the row is llama.cpp's until its next decode.
+        row = logits.copy()
+        job.searching = True
+        self._aside.run(lambda: job.sampler.search(row), lambda future: self._found(slot, job, future))
+
+    def _found(self, slot: Slot, job: Job, future: Future[Choice]) -> None:
+        """The grammar has been searched; the answer goes on, unless nobody waits for it any more."""
+        job.searching = False
+        if job.cancelled:
+            self._free(slot)
+        else:
+            self._append(slot, job, future.result())
+
+    def _append(self, slot: Slot, job: Job, choice: Choice) -> None:
         job.sampler.accept(choice.token)
         if not job.first_token:
             job.first_token = time.perf_counter()
@@ -336,11 +424,11 @@ class Loop:
         elif delta or job.params.n_probs:
             self._events.append(event)
 
-    def _probabilities(self, choice: Any) -> list[Any]:
+    def _probabilities(self, choice: Choice) -> list[Any]:
         def entry(token: int, logprob: float) -> list[Any]:
             return [token, list(self._vocabulary.piece(token, special=True)), max(logprob, -9999.0)]
 
-        return [entry(choice.token, choice.logprob), [entry(t, p) for t, p in choice.top]]
+        return [entry(choice.token, choice.logprob or 0.0), [entry(t, p) for t, p in choice.top]]
 
     def _finish(self, slot: Slot, reason: str, piece: bytes) -> None:
         job = slot.job
@@ -355,3 +443,13 @@ class Loop:
             event["stop"] = job.text.stopped_by
         self._events.append(event)
         self._free(slot)
+
+
+def _is_quick(message: Message) -> bool:
+    """Whether a request can be made ready in far less time than a step takes."""
+    if message.get("grammar"):
+        return False
+    content = message.get("prompt", message.get("content", message.get("inputs")))
+    if isinstance(content, str):
+        return len(content) < _QUICK
+    return sum(len(str(part)) if isinstance(part, (str, dict)) else 4 for part in content or ()) < _QUICK

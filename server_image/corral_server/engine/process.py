@@ -44,7 +44,7 @@ def main(sock: socket.socket) -> None:
     # Freed by the exit, at once and surely; freeing first would only take time.
 
 
-def _load(order: Message, channel: BlockingChannel, log: Log) -> tuple[Any, Any, EnginePlan, Vocabulary, StateStore | None]:
+def _load(order: Message, channel: BlockingChannel, log: Log) -> tuple[Any, Any, EnginePlan, Vocabulary, StateStore | None, Path | None, int]:
     on_host = order["deviceKind"] == "host"
     show(order["devices"], on_host=on_host)
     begin = time.perf_counter()
@@ -78,7 +78,20 @@ def _load(order: Message, channel: BlockingChannel, log: Log) -> tuple[Any, Any,
             "timings": {"load": load_seconds, "warmup": warm_seconds},
         }
     )
-    return model, context, plan, vocabulary, _states(order, engine, plan, model)
+    states, scratch = _states(order, engine, plan, model), _scratch(order, engine, plan)
+    return model, context, plan, vocabulary, states, scratch, engine.prompt_cache_bytes
+
+
+def _scratch(order: Message, engine: EngineSpec, plan: EnginePlan) -> Path | None:
+    """The folder for checkpoints; they have no names there."""
+    if not order.get("states") or not engine.prompt_cache_bytes or plan.embeds:
+        return None
+    folder = Path(order["states"])
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder
 
 
 def show(devices: list[str], *, on_host: bool) -> None:

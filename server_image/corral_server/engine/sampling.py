@@ -72,16 +72,26 @@ class Sampler:
         self._adjusts = bool(bias) or params.penalises
 
     def sample(self, logits: FloatArray) -> Choice:
-        row = self._adjusted(logits) if self._adjusts else logits
-        token = self._choose(row)
+        """The next token, however long the grammar takes."""
+        choice = self.try_sample(logits)
+        return choice if choice is not None else self.search(logits)
+
+    def try_sample(self, logits: FloatArray) -> Choice | None:
+        """The next token; None when the grammar refuses the first choice, so that all candidates have to be searched."""
+        token = self._choose(self._adjusted(logits) if self._adjusts else logits)
         if self._grammar is not None and not self._grammar.allows(token):
-            masked = self._grammar.masked(row)
-            token = self._choose(masked)
-            if self.params.n_probs:
-                row = masked
-        if not self.params.n_probs:
-            return Choice(token)
-        return self._with_probabilities(logits, token)
+            return None
+        return self._chosen(logits, token)
+
+    def search(self, logits: FloatArray) -> Choice:
+        """The next token among those that the grammar allows: tens of milliseconds for a big vocabulary."""
+        row = self._adjusted(logits) if self._adjusts else logits
+        if self._grammar is not None:
+            row = self._grammar.masked(row)
+        return self._chosen(logits, self._choose(row))
+
+    def _chosen(self, logits: FloatArray, token: int) -> Choice:
+        return self._with_probabilities(logits, token) if self.params.n_probs else Choice(token)
 
     def accept(self, token: int) -> None:
         if self._grammar is not None:

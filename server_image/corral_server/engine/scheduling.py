@@ -18,6 +18,8 @@ class IdleSlot:
     tokens: Sequence[int]
     last_used: int
     oldest_position: int = 0
+    checkpoints: Sequence[int] = ()
+    """Lengths at which the parts of the memory that forget were kept aside."""
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -31,35 +33,52 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return at
 
 
-def reusable(held: Sequence[int], wanted: Sequence[int], oldest_position: int, rewind: Rewind) -> int:
-    """How many held tokens are a prefix that may be kept; at least one token is always evaluated anew, for its logits.
+def rewindable(held: int, length: int, oldest_position: int, rewind: Rewind) -> bool:
+    """Whether cutting a sequence of `held` tokens down to `length` leaves what a fresh evaluation would have made.
 
     A sliding window that has moved on no longer holds what a shorter prefix would need, and a recurrent state is only right at its very end: the
     library accepts such a rewind and then answers wrongly.
     """
+    if length in (0, held):
+        return True
+    if rewind.recurrent:
+        return False
+    return not rewind.window or oldest_position <= max(0, length - rewind.window)
+
+
+def reusable(held: Sequence[int], wanted: Sequence[int], oldest_position: int, rewind: Rewind, checkpoints: Sequence[int] = ()) -> int:
+    """How many held tokens are a prefix that may be kept, if need be by going back to a checkpoint; at least one token is always evaluated anew,
+    for its logits.
+    """
     length = min(common_prefix(held, wanted), len(wanted) - 1)
     if length <= 0:
         return 0
-    if length == len(held):
+    if rewindable(len(held), length, oldest_position, rewind):
         return length
-    if rewind.recurrent:
-        return 0
-    if rewind.window and oldest_position > max(0, length - rewind.window):
-        return 0
-    return length
+    return max((c for c in checkpoints if c <= length), default=0)
+
+
+def checkpoint_positions(prompt: int, spacing: int, before_end: int) -> list[int]:
+    """Where a prompt is interrupted to keep what the memory forgets: at even distances, and shortly before its end, where the next turn of a
+    conversation departs from this one.
+    """
+    last = prompt - before_end
+    if last < spacing // 2:
+        return []
+    return [*range(spacing, last - spacing // 4 + 1, spacing), last]
 
 
 def choose_slot(idle: Sequence[IdleSlot], wanted: Sequence[int], rewind: Rewind) -> tuple[IdleSlot, int] | None:
     """The idle slot that keeps most of the prompt when that is more than a tenth of it, else the least recently used."""
     if not idle:
         return None
-    kept = [(reusable(s.tokens, wanted, s.oldest_position, rewind), s) for s in idle]
+    kept = [(reusable(s.tokens, wanted, s.oldest_position, rewind, s.checkpoints), s) for s in idle]
     length, best = max(kept, key=lambda pair: (pair[0], -pair[1].last_used))
     if length * 10 > len(wanted):
         return best, length
     # Prefer an empty slot: nobody loses a conversation for it.
     oldest = min(idle, key=lambda s: (len(s.tokens) > 0, s.last_used))
-    return oldest, reusable(oldest.tokens, wanted, oldest.oldest_position, rewind)
+    return oldest, reusable(oldest.tokens, wanted, oldest.oldest_position, rewind, oldest.checkpoints)
 
 
 @dataclass(frozen=True)
