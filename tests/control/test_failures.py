@@ -93,7 +93,7 @@ async def test_out_of_memory_makes_more_room_and_tries_once_more_at_once(world, 
     await world.until(lambda: world.pods_of(a))
     world.pods_of(a)[0].supervisor.fail_next = [problem("OutOfMemory")]
     await world.until(waiter.done.is_set)
-    await world.until(lambda: world.status(a)["memory"].get("required") == "110Mi")
+    await world.until(lambda: world.status(a)["memory"].get("required") == "115Mi")
     assert world.faults == []
 
 

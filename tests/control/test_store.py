@@ -30,17 +30,17 @@ async def test_an_older_version_from_the_watch_does_not_take_a_commitment_back(s
     store.put_pod(pod(5))
     store.put_pod(pod(9, annotations={COMMIT: '{"epoch": 1, "devices": {"host": 104857600}}'}))
     store.put_pod(pod(7))
-    store.refresh(1000.0)
+    store.projection.refresh(1000.0)
     assert store.state.used == {HOST: 100 * MI}
 
 
 async def test_an_order_counts_before_the_world_has_answered(store):
     store.put_pod(pod(5))
     store.order("m/a-r1-0", Order("Load", "Requested", 1000.0, {HOST: 100 * MI}))
-    store.refresh(1000.0)
+    store.projection.refresh(1000.0)
     assert store.state.used == {HOST: 100 * MI}
     store.order("m/a-r1-0", None)
-    store.refresh(1000.0)
+    store.projection.refresh(1000.0)
     assert store.state.used == {HOST: 10 * MI}
 
 
@@ -49,7 +49,7 @@ async def test_the_removal_of_a_namesake_removes_nobody_else(store):
     store.remove_pod("m", "a-r1-0", "pod-0")
     assert "m/a-r1-0" in store.pods
     store.remove_pod("m", "a-r1-0", "pod-1")
-    store.refresh(1000.0)
+    store.projection.refresh(1000.0)
     assert store.state.replicas == {}
     assert store.state.used == {}
 

@@ -94,7 +94,6 @@ async def delete(shell: Shell, action: Delete) -> None:
         return
     record = pod.record
     await shell.workloads.delete(record, shell.settings.delete_grace)
-    pod.delete_ordered = shell.clock() + shell.settings.expectation_lifetime
     if action.reason in (reasons.UNSCHEDULABLE, reasons.BINDING_DIFFERS):
         shell.store.fail(action.model, record.node, action.reason, record.message or action.message, retry=True, now=shell.clock())
-    shell.store.touch(key)
+    shell.store.expect_gone(key, record.uid, shell.clock() + shell.settings.expectation_lifetime)

@@ -14,6 +14,7 @@ from corral.api.mdstatus import BackOff, Estimate, ModelDeploymentStatus
 from corral.control.observation import SupervisorStatus, rfc3339
 from corral.control.settings import ControlSettings
 from corral.domain import reasons
+from corral.domain.backoff import delay, one_more
 from corral.domain.model import HOST_ID, Backoff, Blocked, Footprint
 
 MODEL_WIDE = frozenset(
@@ -56,6 +57,7 @@ class Failure:
     failures: int
     until: float
     at: str = ""  # the server's time of it: the same failure is noted once
+    healed: bool = False  # a load elsewhere has succeeded since: only this node is stayed away from, until the time is over
 
     def as_backoff(self) -> Backoff:
         return Backoff(self.node, self.failures, self.until, self.reason, self.message)
@@ -68,7 +70,17 @@ class LoadTimes:
     download: float = 0.0
     start: float = 0.0
     load: float = 0.0
-    first_token: float = 0.0
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """The parts that there were."""
+        found = {"schedule": self.schedule, "download": self.download, "start": self.start, "load": self.load}
+        return {phase: seconds for phase, seconds in found.items() if seconds}
+
+    @property
+    def again(self) -> float:
+        """What a load costs once pod and file are there."""
+        return max(0.0, self.total - self.schedule - self.download)
 
 
 @dataclass(slots=True)
@@ -108,7 +120,7 @@ class Facts:
             load = status.last_load
             facts.last_load = LoadTimes(
                 load.total.total_seconds(),
-                *(part.total_seconds() if part else 0.0 for part in (load.schedule, load.download, load.start, load.load, load.first_token)),
+                *(part.total_seconds() if part else 0.0 for part in (load.schedule, load.download, load.start, load.load)),
             )
         same_spec = status.observed_generation == generation
         if same_spec:
@@ -176,15 +188,15 @@ class Facts:
     def block(self, reason: str, message: str, now: float, settings: ControlSettings, *, retry: bool, at: str = "") -> None:
         former = self.blocked if self.blocked and self.blocked.reason == reason else None
         count = former.failures + 1 if former else 1
-        until = now + pause(count, settings) if retry or reason in HEALS else NEVER
+        until = now + delay(count, settings.failure_backoff, settings.failure_backoff_max) if retry or reason in HEALS else NEVER
         self.blocked = Failure("", reason, message, count, until, at)
 
     def failed_on(self, node: str, reason: str, message: str, now: float, settings: ControlSettings, *, at: str = "") -> None:
-        """A load failed on this node. The first time out of memory is only a wrong estimate: more room is made and it is tried again at once."""
+        """A load failed on this node."""
         former = self.failures.get(node)
-        count = former.failures + 1 if former else 1
-        until = now if reason == reasons.OUT_OF_MEMORY and count == 1 else now + pause(count, settings)
-        self.failures[node] = Failure(node, reason, message, count, until, at)
+        old = former.as_backoff() if former else None
+        entry = one_more(old, node, reason, message, now, settings.failure_backoff, settings.failure_backoff_max)
+        self.failures[node] = Failure(node, reason, message, entry.failures, entry.until, at)
 
     def noted(self, node: str, at: str) -> bool:
         """Whether the failure of this time has been noted already."""
@@ -194,8 +206,13 @@ class Facts:
     def loaded_on(self, node: str, status: SupervisorStatus, now: float) -> None:
         """A load succeeded: failures there, and those whose time is over, are forgotten; what it uses is remembered."""
         self.failures = {name: it for name, it in self.failures.items() if name != node and it.until > now}
+        for failure in self.failures.values():
+            failure.healed = True
         self.blocked = None
         self.measure(status)
+
+    def forget_healed(self, now: float) -> None:
+        self.failures = {name: it for name, it in self.failures.items() if not (it.healed and it.until <= now)}
 
     def measure(self, status: SupervisorStatus) -> bool:
         """The largest that was ever measured counts. True when it grew."""
@@ -213,7 +230,7 @@ class Facts:
         return Blocked(self.blocked.reason, self.blocked.message) if self.blocked else None
 
     def backoff(self) -> tuple[Backoff, ...]:
-        """Nodes to stay away from for a while. What is over stays known until a load succeeds: the last one failed."""
+        """Nodes to stay away from for a while. What is over stays known until a load succeeds somewhere: the last one failed."""
         return tuple(failure.as_backoff() for failure in self.failures.values())
 
     def next_retry(self, now: float) -> float | None:
@@ -229,10 +246,6 @@ class Facts:
             BackOff.model_validate({"node": it.node, "failures": it.failures, "until": _time(it.until), "reason": it.reason, "message": it.message})
             for it in (*from_model, *self.failures.values())
         ]
-
-
-def pause(count: int, settings: ControlSettings) -> float:
-    return min(settings.failure_backoff_max, settings.failure_backoff * 2.0 ** min(count - 1, 20))
 
 
 def _time(seconds: float) -> str:

@@ -10,17 +10,18 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from corral.control.apply import Applier
 from corral.control.metrics import Metrics
+from corral.control.outcomes import LoadDone
 from corral.control.recorder import Recorder
 from corral.control.reporting import Reporter
+from corral.control.rounds import Rounds
 from corral.control.settings import ControlSettings
 from corral.control.shell import Shell
-from corral.control.store import LoadDone, Store
+from corral.control.store import Store
 from corral.control.supervisors import Signer, Supervisors
 from corral.control.views import Renderer
 from corral.domain import reasons
@@ -55,7 +56,7 @@ class Controller:
         self._clock = clock
         self._leadership = leadership
         self.store = Store(self.settings, clock)
-        self._metrics = Metrics()
+        self._metrics = Metrics(self.store.state, self._waiting)
         self._supervisors = Supervisors(self.store, signer, leadership, self.settings)
         self._recorder = Recorder(self.store, statuses, clock)
         shell = Shell(self.store, workloads, self._supervisors, leadership, self.settings, clock)
@@ -69,7 +70,7 @@ class Controller:
         )
         self._renderer.former_model, self._renderer.former_pool = self._models.former, self._pools.former
         self._statuses = statuses
-        self._resync_at = 0.0
+        self._rounds = Rounds(self.settings.resync, self.store.everything, clock())
 
     @property
     def metrics(self) -> Any:
@@ -136,7 +137,7 @@ class Controller:
                 ):
                     self.store.wake.clear()
                     await self.store.wake.wait()
-        self._resync_at = self._clock() + self.settings.resync
+        self._rounds.at = self._clock() + self.settings.resync
         self.store.touch_all()
 
     async def _rest(self, until: float) -> None:
@@ -157,9 +158,9 @@ class Controller:
 
     def _cycle(self, now: float) -> float:
         """One round; when to look again if nothing happens."""
-        if now >= self._resync_at:
+        if now >= self._rounds.at:
             self._resync(now)
-        touched = self.store.refresh(now)
+        touched = self.store.projection.refresh(now)
         if not self._leadership.may_write():
             self.store.dirty.pods |= touched  # they are settled when we may write again
             return now + NOT_LEADING
@@ -173,23 +174,31 @@ class Controller:
         decide_again = self._acknowledge()
         self._tell()
         # What this round itself ordered was decided upon already: it is taken in without another round.
-        self.store.refresh(now)
+        self.store.projection.refresh(now)
         if decide_again:
             self.store.wake.set()
         else:
             self.store.wake.clear()
         self._models.mark(self.store.take_dirty_statuses())
         self._pools.mark(self.store.take_dirty_pools())
-        times = [self._resync_at, plan.wake_at, self._applier.next_release(now), self.store.next_time(now)]
+        times = [self._rounds.at, plan.wake_at, self._applier.next_release(now), self.store.projection.next_time(now)]
         return min(at for at in times if at is not None)
 
     def _resync(self, now: float) -> None:
-        self._resync_at = now + self.settings.resync
-        self.store.touch_all()
-        self._models.check_drift(set(self.store.deployments))
-        self._pools.check_drift(set(self.store.pools))
-        waiting = Counter(it.explanation.reason for it in self._verdicts.values() if self.store.state.demand.get(it.model) is not None)
-        self._metrics.observe(self.store.state, waiting)
+        keys, begins = self._rounds.take(now)
+        self.store.touch_some(keys, pools=begins)
+        self._models.check_drift(set(keys))
+        if begins:
+            self._pools.check_drift(set(self.store.pools))
+
+    def _waiting(self) -> Mapping[str, int]:
+        """Models that somebody waits for and that no replica serves, by the reason that they are told."""
+        found: dict[str, int] = {}
+        for key, demand in self.store.state.demand.items():
+            verdict = self._verdicts.get(key)
+            if demand.waiting and verdict is not None and verdict.explanation.reason != reasons.LOADED:
+                found[verdict.explanation.reason] = found.get(verdict.explanation.reason, 0) + 1
+        return found
 
     def _take_verdicts(self, plan: Plan) -> None:
         old, new = self._verdicts, plan.verdicts
@@ -231,11 +240,10 @@ class Controller:
 
     def _tell(self) -> None:
         """Events and metrics of what supervisors reported."""
-        happened, self.store.happened = self.store.happened, []
-        for it in happened:
+        for it in self.store.outcomes.take():
             if isinstance(it, LoadDone):
-                self._metrics.loaded(it.seconds, waited=it.waited, estimated=it.estimated, measured=it.measured)
-                self._recorder.model(it.model, reasons.LOADED, f"{it.pod} is loaded on {it.node}, after {it.seconds:.1f} s", deed=True)
+                self._metrics.loaded(it.times, waited=it.waited, estimated=it.estimated, measured=it.measured)
+                self._recorder.model(it.model, reasons.LOADED, f"{it.pod} is loaded on {it.node}, after {it.times.total:.1f} s", deed=True)
             else:
                 self._metrics.failure(it.reason)
                 self._recorder.model(it.model, it.reason, f"{it.pod} on {it.node}: {it.message}", warning=True)

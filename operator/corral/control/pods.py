@@ -51,9 +51,9 @@ class Pod:
     loaded_at: float | None = None
     delete_ordered: float | None = None  # it is believed to be going until then
     turn_started: float | None = None  # ordered, and not yet in its annotations
-    observed_loads: int = -1
     orphaned: bool = False  # its ModelDeployment is gone or another one
-    held_back: float = 0.0  # after a failed action: nothing is done to it before
+    planned: float | None = None  # when its creation was ordered, by our clock; None when it ran before we came
+    scheduling: float = 0.0  # how long it then took until it ran
 
     @property
     def key(self) -> str:
@@ -70,6 +70,10 @@ class Pod:
     @property
     def commitment(self) -> Commitment | None:
         return commitment_of(self.record)
+
+    def note_running(self, now: float) -> None:
+        if self.planned is not None and self.record.running and not self.scheduling:
+            self.scheduling = max(0.0, now - self.planned)
 
     @property
     def gone(self) -> bool:

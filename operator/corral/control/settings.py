@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from corral.domain import backoff
+
 MI = 1 << 20
 
 
@@ -63,6 +65,6 @@ class ControlSettings:
 
     estimate_concurrency: int = 2
     estimate_timeout: float = 600.0
-    failure_backoff: float = 5.0
+    failure_backoff: float = backoff.FIRST
     """The first pause after a failure that may heal (a source that is not there, a failed load); doubled each time."""
-    failure_backoff_max: float = 600.0
+    failure_backoff_max: float = backoff.LONGEST

@@ -133,8 +133,7 @@ def _placement(pod: Pod, former: Mapping[str, Any]) -> dict[str, Any]:
 def _last_load(load: LoadTimes | None) -> dict[str, Any] | None:
     if load is None:
         return None
-    parts = {"schedule": load.schedule, "download": load.download, "start": load.start, "load": load.load, "firstToken": load.first_token}
-    return {"total": _duration(load.total), **{key: _duration(value) for key, value in parts.items() if value}}
+    return {"total": _duration(load.total), **{phase: _duration(seconds) for phase, seconds in load.phases.items()}}
 
 
 def _duration(seconds: float) -> timedelta:

@@ -1,7 +1,7 @@
-"""The store: raw records of the world in, the decision's State out.
+"""The store: what the world, the supervisors and our own orders say, kept as records.
 
-`put_*` and `remove_*` (the Sink) are synchronous and O(1): they keep the record, mark what it touches and wake the loop. `refresh` translates what
-was marked, when the loop asks; the loop is the only one who calls it, so State has one owner. Nothing here decides, and nothing does I/O.
+`put_*` and `remove_*` (the Sink) are synchronous and O(1): they keep the record, mark what it touches and wake the loop; `projection` makes the
+decision's State of it, when the loop asks. Nothing here decides, and nothing does I/O.
 """
 
 from __future__ import annotations
@@ -9,32 +9,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-from corral.api import DEFAULT_POOL, GatewayReport, InvalidObjectError, ModelPool, effective
-from corral.api.mdstatus import ModelDeploymentStatus
+from corral.api import GatewayReport, InvalidObjectError, ModelPool
 from corral.control.demand import DemandBook
-from corral.control.facts import MODEL_WIDE, Facts, LoadTimes
-from corral.control.naming import Names
 from corral.control.observation import SupervisorStatus
-from corral.control.pods import Order, Pod, loaded_for, replica_of, state_of
+from corral.control.outcomes import Outcomes
+from corral.control.pods import Order, Pod
+from corral.control.projection import Projection
+from corral.control.records import Records
 from corral.control.settings import ControlSettings
-from corral.control.translate import (
-    Deployment,
-    Unreadable,
-    blocked_model,
-    created_of,
-    key_of,
-    model_of,
-    pool_of,
-    read_deployment,
-    refused_by_pool,
-    revision_of,
-)
-from corral.domain import reasons
-from corral.domain.model import Blocked, Demand, Device, DeviceKey, Node, ReplicaState
-from corral.domain.snapshot import State
+from corral.control.translate import key_of, read_deployment
+from corral.domain.model import Device, Node
 from corral.kube.ports import PodRecord
 
 log = logging.getLogger(__name__)
@@ -42,63 +29,22 @@ log = logging.getLogger(__name__)
 SOURCES = frozenset({"models", "pools", "reports", "pods", "nodes"})
 
 
-@dataclass(slots=True)
-class Dirty:
-    """What changed since the last refresh, by key."""
-
-    models: set[str] = field(default_factory=set)
-    pods: set[str] = field(default_factory=set)
-    demand: set[str] = field(default_factory=set)
-    status: set[str] = field(default_factory=set)  # models whose status is to be rendered again
-    pools: set[str] = field(default_factory=set)  # pools whose status is
-
-
-@dataclass(frozen=True, slots=True)
-class LoadFailed:
-    """A failure that a supervisor reported; for events and metrics."""
-
-    model: str
-    pod: str
-    node: str
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class LoadDone:
-    model: str
-    pod: str
-    node: str
-    seconds: float
-    waited: float | None  # how long the oldest waiter had waited
-    estimated: int
-    measured: int
-
-
 class Store:
     """Implements `Sink`."""
 
     def __init__(self, settings: ControlSettings, clock: Callable[[], float]) -> None:
-        self._settings = settings
         self._clock = clock
-        self.state = State()
         self.wake = asyncio.Event()
-        self.dirty = Dirty()
         self.missing = set(SOURCES)  # what has not synced yet
         self.ready = asyncio.Event()
-        self.deployments: dict[str, Deployment | Unreadable] = {}
-        self.pools: dict[str, ModelPool] = {}
-        self.pool_objects: dict[str, Mapping[str, Any]] = {}  # as read, with their status
-        self.pools_by_model: dict[str, str] = {}
-        self.pods: dict[str, Pod] = {}
-        self.facts: dict[str, Facts] = {}
-        self.names = Names()
-        self.demand = DemandBook(settings.report_lifetime)
-        self.happened: list[LoadFailed | LoadDone] = []
-        self.retries: dict[str, float] = {}  # models with a failure whose time comes
+        self.records = records = Records(DemandBook(settings.report_lifetime))
+        self.projection = projection = Projection(records, settings)
+        self.outcomes = Outcomes(projection, settings, clock)
+        self.dirty, self.demand = records.dirty, records.demand
+        self.deployments, self.pools, self.pool_objects, self.pods = records.deployments, records.pools, records.pool_objects, records.pods
+        self.state, self.facts, self.names, self.retries = projection.state, projection.facts, projection.names, projection.retries
         self._devices: dict[str, set[Any]] = {}
         self._watchers: dict[str, set[asyncio.Event]] = {}
-        self._pool_models: dict[str, set[str]] = {}
         self.pods_changed: Callable[[str], None] = lambda _key: None
         """Called for a pod that came, went, or can be reached elsewhere."""
 
@@ -140,7 +86,7 @@ class Store:
 
     def _pool_changed(self, name: str, *, first: bool) -> None:
         # The first pool, or the loss of the last, changes what every other name means.
-        self.dirty.models |= set(self.deployments) if first else self._pool_models.get(name, set())
+        self.dirty.models |= set(self.deployments) if first else self.projection.models_of_pool(name)
         self.dirty.pools.add(name)
         self.wake.set()
 
@@ -165,17 +111,19 @@ class Store:
         key = f"{pod.namespace}/{pod.name}"
         old = self.pods.get(key)
         if old is None:
-            self.pods[key] = fresh = Pod(record=pod)
+            self.pods[key] = fresh = Pod(record=pod, planned=None if pod.running else pod.created or None)
             commitment = fresh.commitment
             fresh.loaded_at = commitment.at if commitment is not None and commitment.at else None
         elif old.record.uid != pod.uid:
             if old.record.uid and _older(pod, old.record):
                 return  # the watch still tells of the one before
-            self.pods[key] = Pod(record=pod, since=self._clock(), order=old.order if not old.record.uid else None)
+            ours = not old.record.uid  # the one that we have just made
+            self.pods[key] = Pod(record=pod, since=self._clock(), order=old.order if ours else None, planned=old.planned if ours else None)
         elif _older(pod, old.record):
             return  # our own write's answer was newer
         else:
             old.record, old.seen = pod, True
+        self.pods[key].note_running(self._clock())
         self.touch(key)
         self.pods_changed(key)
 
@@ -228,7 +176,7 @@ class Store:
         pod.status, pod.reachable = status, True
         if before == status:
             return
-        self._note_outcome(pod, before)
+        self.outcomes.note(pod, before)
         self.touch(key)
 
     def lost_supervisor(self, key: str, uid: str) -> None:
@@ -238,76 +186,10 @@ class Store:
             pod.reachable = False
             self.touch(key)
 
-    def _note_outcome(self, pod: Pod, before: SupervisorStatus | None) -> None:
-        """Remember what a load or a download came to, whoever ordered it."""
-        status, record, now = pod.status, pod.record, self._clock()
-        facts = self.facts.get(record.model)
-        if status is None or facts is None:
-            return
-        facts.last_used = max(facts.last_used, status.last_used)
-        facts.residue = max(facts.residue, status.memory.residue)
-        if self._stale_revision(record):
-            return
-        if status.state is ReplicaState.LOADED and (before is None or before.state not in (ReplicaState.LOADED, ReplicaState.DRAINING)):
-            if before is not None:
-                pod.loaded_at = now
-                self._loaded(pod, facts, status, now)
-            facts.loaded_on(record.node, status, now)
-            self.dirty.models.add(record.model)
-        elif status.resident and facts.measure(status):
-            self.dirty.models.add(record.model)
-        self._note_failure(pod, before, facts, now)
-
-    def _loaded(self, pod: Pod, facts: Facts, status: SupervisorStatus, now: float) -> None:
-        load, order = status.load, pod.order
-        total = now - order.since if order is not None and order.kind == "Load" else load.get("total", 0.0)
-        facts.last_load = LoadTimes(
-            total=total,
-            download=load.get("download", 0.0) if status.loads <= 1 else 0.0,
-            start=load.get("start", 0.0),
-            load=load.get("load", 0.0),
-            first_token=load.get("warmup", 0.0),
-        )
-        estimate = facts.footprint(self._settings)
-        waiter = loaded_for(pod.record)
-        waited = now - waiter if waiter is not None else None
-        expected = estimate.estimated if estimate is not None else 0
-        self.happened.append(LoadDone(pod.record.model, pod.key, pod.record.node, total, waited, expected, status.memory.total))
-
-    def _note_failure(self, pod: Pod, before: SupervisorStatus | None, facts: Facts, now: float) -> None:
-        status, record = pod.status, pod.record
-        error = status.error if status is not None else None
-        if status is None or error is None:
-            source_back = before is not None and before.state is ReplicaState.FAILED and facts.blocked is not None
-            if source_back and facts.blocked is not None and facts.blocked.at:
-                facts.blocked = None  # the server's own retry got it
-                self.dirty.models.add(record.model)
-            return
-        if (before is not None and before.error == error) or facts.noted(record.node, error.at):
-            return
-        self.fail(record.model, record.node, error.reason, error.message, retry=error.retry, at=error.at, now=now)
-        self.happened.append(LoadFailed(record.model, pod.key, record.node, error.reason, error.message))
-        if error.reason == reasons.OUT_OF_MEMORY:
-            commitment = pod.commitment
-            given = sum(commitment.devices.values()) if commitment is not None else 0
-            facts.required = max(facts.required, status.memory.total, given + given // 10)
-
-    def fail(self, model: str, node: str, reason: str, message: str, *, retry: bool, at: str = "", now: float) -> None:
-        """Remember a failure, of the model itself or of it on this node."""
-        facts = self.facts.get(model)
-        if facts is None:
-            return
-        if reason in MODEL_WIDE:
-            facts.block(reason, message, now, self._settings, retry=retry, at=at)
-        else:
-            facts.failed_on(node, reason, message, now, self._settings, at=at)
-        self.dirty.models.add(model)
+    def fail(self, model: str, node: str, reason: str, message: str, *, retry: bool, now: float) -> None:
+        """Remember a failure that an action came to."""
+        self.outcomes.fail(model, node, reason, message, retry=retry, now=now)
         self.wake.set()
-
-    def _stale_revision(self, record: PodRecord) -> bool:
-        """What an outdated pod says is no word on the present spec."""
-        model = self.state.models.get(record.model)
-        return model is not None and bool(model.revision) and model.revision != record.revision
 
     # --- orders and expectations
 
@@ -319,7 +201,7 @@ class Store:
 
     def plan_pod(self, record: PodRecord, order: Order) -> None:
         """A pod that is being created and nobody has seen yet."""
-        self.pods[f"{record.namespace}/{record.name}"] = Pod(record=record, seen=False, order=order, since=self._clock())
+        self.pods[f"{record.namespace}/{record.name}"] = Pod(record=record, seen=False, order=order, since=self._clock(), planned=self._clock())
         self.touch(f"{record.namespace}/{record.name}")
 
     def forget_planned(self, key: str) -> None:
@@ -329,6 +211,13 @@ class Store:
             self.dirty.pods.add(key)
             self.dirty.status.add(pod.record.model)
             self.wake.set()
+
+    def expect_gone(self, key: str, uid: str, until: float) -> None:
+        """Its deletion was ordered; it is believed to be going until then."""
+        pod = self.pods.get(key)
+        if pod is not None and pod.record.uid == uid:
+            pod.delete_ordered = self.records.going[key] = until
+            self.touch(key)
 
     def touch(self, key: str) -> None:
         """Something about this pod changed: the loop looks, and so does whoever waits for it."""
@@ -340,7 +229,20 @@ class Store:
         self.dirty.models.add(key)
         self.wake.set()
 
+    def everything(self) -> list[str]:
+        """The keys of all models that there are, or of which something is there."""
+        return list(self.deployments.keys() | self.state.models.keys() | self.state.by_model.keys())
+
+    def touch_some(self, keys: list[str], *, pools: bool) -> None:
+        """A slice of everything; a model's pods come along with it."""
+        self.dirty.models |= set(keys)
+        for key in keys:
+            self.dirty.pods |= self.state.by_model.get(key, frozenset())
+        if pools:
+            self.dirty.pools |= self.pools.keys()
+
     def touch_all(self) -> None:
+        """Only at the start; from then on everything comes round a slice at a time."""
         self.dirty.models |= self.deployments.keys() | self.state.models.keys()
         self.dirty.pods |= self.pods.keys()
         self.dirty.pools |= self.pools.keys()
@@ -368,18 +270,6 @@ class Store:
         for event in self._watchers.get(key, ()):
             event.set()
 
-    def models_of_pool(self, name: str) -> frozenset[str]:
-        return frozenset(self._pool_models.get(name, ()))
-
-    # --- translation, for the loop alone
-
-    def next_time(self, now: float) -> float | None:
-        """When a report expires, a failure is over, or an order is no longer believed."""
-        times = [at for at in self.retries.values() if at > now]
-        times += [pod.delete_ordered for pod in self.pods.values() if pod.delete_ordered is not None and pod.delete_ordered > now]
-        expiry = self.demand.next_expiry()
-        return min([*times, expiry] if expiry is not None else times, default=None)
-
     def take_dirty_statuses(self) -> set[str]:
         taken, self.dirty.status = self.dirty.status, set()
         return taken
@@ -387,123 +277,6 @@ class Store:
     def take_dirty_pools(self) -> set[str]:
         taken, self.dirty.pools = self.dirty.pools, set()
         return taken & self.pools.keys()
-
-    def refresh(self, now: float) -> set[str]:
-        """Bring State up to what was recorded; the pods that it looked at. Costs what changed."""
-        self.dirty.demand |= self.demand.expire(now)
-        self.dirty.models |= {key for key, at in self.retries.items() if at <= now}
-        models, self.dirty.models = self.dirty.models, set()
-        if self.dirty.pools:
-            self._refresh_pools()
-        for key in models:
-            self._refresh_names(key)
-        renamed = self.names.resolve()
-        self.dirty.status |= renamed
-        for key in models:
-            self._refresh_model(key, now)
-        pods, self.dirty.pods = self.dirty.pods, set()
-        for key in pods:
-            self._refresh_pod(key, now)
-        demanded, self.dirty.demand = self.dirty.demand, set()
-        for key in demanded:
-            self._refresh_demand(key)
-        return pods
-
-    def _refresh_pools(self) -> None:
-        wanted = self.pools or {"default": DEFAULT_POOL}
-        for name in self.state.pools.keys() - wanted.keys():
-            self.state.remove_pool(name)
-        for name in self.dirty.pools | (wanted.keys() - self.state.pools.keys()):
-            if name in wanted:
-                self.state.put_pool(pool_of(wanted[name]))
-
-    def _refresh_names(self, key: str) -> None:
-        found = self.deployments.get(key)
-        if not isinstance(found, Deployment):
-            self.names.remove(key)
-            return
-        name, aliases = found.parsed.metadata.name, found.parsed.spec.aliases
-        self.names.put(key, created_of(found), (name, *aliases), self.facts_of(found).served_names)
-
-    def facts_of(self, found: Deployment) -> Facts:
-        metadata = found.parsed.metadata
-        facts = self.facts.get(found.key)
-        if facts is None or facts.uid != metadata.uid:
-            status = found.parsed.status if isinstance(found.parsed.status, ModelDeploymentStatus) else ModelDeploymentStatus()
-            facts = self.facts[found.key] = Facts.restore(metadata.uid, metadata.generation, found.estimate_key, status)
-        else:
-            facts.respecified(metadata.generation, found.estimate_key)
-        return facts
-
-    def _refresh_model(self, key: str, now: float) -> None:
-        found = self.deployments.get(key)
-        old_pool = self.pools_by_model.pop(key, None)
-        if old_pool is not None:
-            self._pool_models[old_pool].discard(key)
-        self.retries.pop(key, None)
-        self.dirty.status.add(key)
-        self.dirty.pods |= self.state.by_model.get(key, frozenset())
-        if found is None:
-            self.state.remove_model(key)
-            self.state.put_demand(key, Demand())
-            self.facts.pop(key, None)
-            return
-        if isinstance(found, Unreadable):
-            generation = int((found.raw.get("metadata") or {}).get("generation") or 0)
-            self.state.put_model(blocked_model(key, generation, Blocked(reasons.INVALID, found.message)))
-            return
-        facts, name = self.facts_of(found), found.parsed.spec.pool
-        retry_at = facts.next_retry(now)
-        if retry_at is not None:
-            self.retries[key] = retry_at
-        self.pools_by_model[key] = name
-        self._pool_models.setdefault(name, set()).add(key)
-        pool = self.pools.get(name)
-        self.state.put_model(
-            model_of(
-                found,
-                effective(found.parsed, pool),
-                facts,
-                revision=revision_of(found, pool, self._settings),
-                refused=refused_by_pool(found, pool, any_pool=bool(self.pools)),
-                settings=self._settings,
-            )
-        )
-
-    def _refresh_pod(self, key: str, now: float) -> None:
-        pod = self.pods.get(key)
-        if pod is None:
-            old = self.state.replicas.get(key)
-            if old is not None:
-                self.dirty.pools.add(self.state.nodes[old.node].pool if old.node in self.state.nodes else "")
-            self.state.remove_replica(key)
-            return
-        owner = self.deployments.get(pod.record.model)
-        uid = ((owner.raw.get("metadata") or {}).get("uid", "") if owner else "") or ""
-        pod.orphaned = bool(uid and pod.record.owner_uid and pod.record.owner_uid != uid)
-        state = state_of(pod)
-        if state is not pod.state:
-            # A pod that was there before us has been in its state for longer than we know.
-            found = pod.since == 0.0 and not pod.known
-            pod.state, pod.since = state, 0.0 if found else now
-        pod.known = pod.known or pod.status is not None
-        if pod.delete_ordered is not None and not pod.record.deleting and now >= pod.delete_ordered:
-            pod.delete_ordered = None
-        facts = self.facts.get(pod.record.model)
-        footprint = facts.footprint(self._settings) if facts else None
-        keys = (DeviceKey(pod.record.node, device) for device in pod.record.devices)
-        namespaced = any((device := self.state.devices.get(key)) is not None and device.namespaced for key in keys)
-        self.state.put_replica(replica_of(pod, max(footprint.estimated, footprint.measured) if footprint else 0, namespaced=namespaced))
-        self.dirty.status.add(pod.record.model)
-        self.dirty.pools.add(pod.record.pool)
-
-    def _refresh_demand(self, key: str) -> None:
-        facts = self.facts.get(key)
-        demand = self.demand.demand(key, facts.wish if facts else None)
-        if facts is not None and demand.last_used > facts.last_used:
-            facts.last_used = demand.last_used
-        self.state.put_demand(key, demand)
-        self.dirty.status.add(key)
 
 
 def _differs(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

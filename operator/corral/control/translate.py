@@ -129,7 +129,7 @@ def model_of(
         backoff=facts.backoff(),
         queue_since=facts.queue_since,
         queue_until=facts.queue_until,
-        load_seconds=facts.last_load.total if facts.last_load else 0.0,
+        load_seconds=facts.last_load.again if facts.last_load else 0.0,
         estimating=facts.estimating,
     )
 

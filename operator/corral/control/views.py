@@ -63,5 +63,5 @@ class Renderer:
         pool = self._store.pools.get(name)
         if pool is None:
             return None
-        models = len(self._store.models_of_pool(name))
+        models = len(self._store.projection.models_of_pool(name))
         return pool_status(pool, self._store.state, models, pool_conditions(pool, self._store.state, self.former_pool(name), self._clock()))

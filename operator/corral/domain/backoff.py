@@ -26,20 +26,25 @@ LASTING = frozenset(
 )
 
 
-def delay(failures: int) -> float:
+def delay(failures: int, first: float = FIRST, longest: float = LONGEST) -> float:
     """10 s, 20 s, 40 s ... at most 10 minutes."""
-    return min(LONGEST, FIRST * 2.0 ** max(0, failures - 1))
+    return min(longest, first * 2.0 ** min(max(0, failures - 1), 20))
 
 
-def after_failure(model: Model, node: str, reason: str, message: str, now: float) -> tuple[Backoff, ...]:
-    """The model's entries after one more failure on this node; `node` empty: a failure that every node would see.
+def one_more(old: Backoff | None, node: str, reason: str, message: str, now: float, first: float = FIRST, longest: float = LONGEST) -> Backoff:
+    """The entry after one more failure there.
 
     The first time that a load runs out of memory it is tried again at once: its footprint was raised, so the next try makes more room.
     """
-    old = next((each for each in model.backoff if each.node == node), None)
     failures = 1 if old is None or now - old.until > FORGOTTEN_AFTER else old.failures + 1
-    pause = 0.0 if reason == reasons.OUT_OF_MEMORY and failures == 1 else delay(failures)
-    return (*(each for each in model.backoff if each.node != node), Backoff(node, failures, now + pause, reason, message))
+    pause = 0.0 if reason == reasons.OUT_OF_MEMORY and failures == 1 else delay(failures, first, longest)
+    return Backoff(node, failures, now + pause, reason, message)
+
+
+def after_failure(model: Model, node: str, reason: str, message: str, now: float) -> tuple[Backoff, ...]:
+    """The model's entries after one more failure on this node; `node` empty: a failure that every node would see."""
+    old = next((each for each in model.backoff if each.node == node), None)
+    return (*(each for each in model.backoff if each.node != node), one_more(old, node, reason, message, now))
 
 
 def after_success(entries: Iterable[Backoff], node: str) -> tuple[Backoff, ...]:

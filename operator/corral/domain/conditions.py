@@ -38,7 +38,7 @@ def conditions(model: Model, replicas: Sequence[Replica], verdict: Verdict | Non
     reconciling = None if stalled else _reconciling(model, replicas)
     explanation = verdict.explanation if verdict is not None else rest_of(model, replicas)
     found = {
-        "Ready": _ready(model, stalled, verdict),
+        "Ready": _ready(model, replicas, stalled, verdict),
         "Reconciling": (TRUE, *reconciling) if reconciling else (FALSE, reasons.OBSERVED, "Nothing is being rolled out."),
         "Stalled": (TRUE, *stalled) if stalled else (FALSE, reasons.HEALTHY, "Nothing stands in the way for good."),
         "Estimated": _estimated(model),
@@ -76,13 +76,13 @@ def _reconciling(model: Model, replicas: Sequence[Replica]) -> tuple[str, str] |
     return None
 
 
-def _ready(model: Model, stalled: tuple[str, str] | None, verdict: Verdict | None) -> tuple[str, str, str]:
+def _ready(model: Model, replicas: Sequence[Replica], stalled: tuple[str, str] | None, verdict: Verdict | None) -> tuple[str, str, str]:
     if stalled is not None:
         return FALSE, *stalled
     if model.footprint is None:
         return UNKNOWN, reasons.ESTIMATING, "The memory that it needs is being found out."
     failing = [each for each in model.backoff if each.failures > 1 or each.reason != reasons.OUT_OF_MEMORY]
-    if failing:
+    if failing and not any(_serves(each) for each in replicas):
         worst = max(failing, key=lambda each: (each.until, each.node))
         return FALSE, worst.reason, worst.message
     if verdict is not None and verdict.explanation.reason == reasons.BACKING_OFF:
