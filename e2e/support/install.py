@@ -149,9 +149,7 @@ def chart(root: Path, kubectl: Kubectl, cluster: dict[str, str], capacity: str, 
         "pool": {"spec": pool(capacity, margin)["spec"]},
     }
     helm = ["helm", "--kubeconfig", kubectl.kubeconfig, "upgrade", "--install", "corral", str(root / "charts" / "corral"), "-n", SYSTEM]
-    subprocess.run(
-        [*helm, "--values", "-", "--wait", "--timeout", "120s"], input=yaml.safe_dump(values), text=True, check=True, stdout=subprocess.DEVNULL
-    )
+    subprocess.run([*helm, "--values", "-"], input=yaml.safe_dump(values), text=True, check=True, stdout=subprocess.DEVNULL)
     # The images' tag never changes: pods of a former run are replaced by hand.
     kubectl.run("rollout", "restart", "deployment", "-n", SYSTEM)
     for name in kubectl.run("get", "deployment", "-n", SYSTEM, "-o", "name").split():
