@@ -79,3 +79,27 @@ def test_a_gateway_that_is_gone_counts_nothing():
     found = book(report(1, {"name": "m/a", "waiting": 2}))
     assert found.remove("corral/gw-1") == {"m/a"}
     assert found.demand("m/a", None) == Demand()
+
+
+def test_the_place_of_clients_that_come_back_is_kept_until_the_time_is_over():
+    found = book(report(1, {"name": "m/a", "waiting": 0, "returningSeconds": 20}))
+    assert found.demand("m/a", None).returning_until == NOW + 20
+    assert found.next_expiry() == NOW + 20
+    assert found.put(report(2), NOW + 1) == {"m/a"}, "it is said once; a report without it takes nothing back"
+    assert found.demand("m/a", None).returning_until == NOW + 20
+    assert found.remove("corral/gw-1") == set()
+    assert found.demand("m/a", None).returning_until == NOW + 20, "nor does the end of the gateway"
+    assert found.expire(NOW + 19.9) == set()
+    assert found.expire(NOW + 20) == {"m/a"}
+    assert found.demand("m/a", None) == Demand()
+    assert found.next_expiry() is None
+
+
+def test_whole_seconds_of_one_promise_do_not_move_it_and_the_longest_counts():
+    found = book(report(1, {"name": "m/a", "returningSeconds": 20}))
+    found.put(report(2, {"name": "m/a", "returningSeconds": 17}), NOW + 3.4)
+    assert found.demand("m/a", None).returning_until == NOW + 20
+    found.put(report(1, {"name": "m/a", "returningSeconds": 5}, gateway="gw-2"), NOW + 4)
+    assert found.demand("m/a", None).returning_until == NOW + 20
+    found.put(report(2, {"name": "m/a", "returningSeconds": 20}, gateway="gw-2"), NOW + 6)
+    assert found.demand("m/a", None).returning_until == NOW + 26

@@ -184,6 +184,28 @@ def test_hold_ends_in_time():
     assert one.wake_at(reports=False) == 16
 
 
+def test_a_place_is_kept_for_twice_what_a_client_was_told_to_wait():
+    one = machine(hold=Hold(timeout=10), state="WaitingForMemory")
+    one.arrive(Arrival("1", KEY), 5)
+    one.report(5)
+    (effect,) = one.tick(15)
+    assert effect.rejection.retry_after == 10
+    (entry,) = one.report(15).models
+    assert (entry.waiting, entry.returning_seconds) == (0, 20)
+    assert entry.as_json()["returningSeconds"] == 20
+    assert one.report(40) is None, "said once; nothing has to be renewed for it"
+    one.arrive(Arrival("2", KEY), 50)
+    assert one.report(50).models[0].returning_seconds == 0
+
+
+def test_a_client_that_leaves_by_itself_keeps_no_place():
+    one = machine(hold=Hold(timeout=10), state="WaitingForMemory")
+    one.arrive(Arrival("1", KEY), 5)
+    one.report(5)
+    one.left("1", 9)
+    assert one.report(9).models[0].returning_seconds == 0
+
+
 def test_a_refused_request_keeps_its_deadline():
     one = machine(replica(state="Loaded"), hold=Hold(timeout=10))
     one.arrive(Arrival("1", KEY), 0)

@@ -30,6 +30,8 @@ class ReportedModel(Part):
     """For how long the oldest of them waits, in seconds."""
     in_flight: Count = 0
     """Requests that this gateway has sent to its pods and that have not ended."""
+    returning_seconds: Count = 0
+    """For how many more seconds the place of clients is kept whose wait was over: twice the Retry-After that they were given."""
     last_used: Time | None = None
     """When this gateway last had one in flight."""
     wish: ReportedWish | None = None

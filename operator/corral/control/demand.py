@@ -42,6 +42,8 @@ class DemandBook:
     lifetime: float
     _gateways: dict[str, _Gateway] = field(default_factory=dict)
     _by_model: dict[str, set[str]] = field(default_factory=dict)
+    _returning: dict[str, float] = field(default_factory=dict)
+    """Until when a model's place is kept for clients that were told to come back: said once, and true although the gateway goes."""
 
     def put(self, report: GatewayReport, now: float) -> set[str]:
         """The models whose demand may be another now."""
@@ -51,6 +53,10 @@ class DemandBook:
             return set()
         fresh = _Gateway(report.metadata.uid, report.spec.sequence, now)
         for model in report.spec.models:
+            if model.returning_seconds:
+                until = now + model.returning_seconds
+                former = self._returning.get(model.name, 0.0)
+                self._returning[model.name] = former if abs(until - former) <= SAME_WAITER else max(until, former)
             fresh.entries[model.name] = _entry(model, old.entries.get(model.name) if old and not old.expired else None, now)
         touched = self._forget(name) | fresh.entries.keys()
         self._gateways[name] = fresh
@@ -68,10 +74,14 @@ class DemandBook:
             if not gateway.expired and gateway.active and now >= gateway.changed + self.lifetime:
                 gateway.expired = True
                 touched |= gateway.entries.keys()
+        for model in [model for model, until in self._returning.items() if until <= now]:
+            del self._returning[model]
+            touched.add(model)
         return touched
 
     def next_expiry(self) -> float | None:
         times = [it.changed + self.lifetime for it in self._gateways.values() if not it.expired and it.active]
+        times += self._returning.values()
         return min(times) if times else None
 
     def demand(self, model: str, acknowledged: tuple[int, str, str] | None) -> Demand:
@@ -91,7 +101,15 @@ class DemandBook:
                 oldest = entry.oldest if oldest is None else min(oldest, entry.oldest)
             if entry.wish and (acknowledged is None or entry.wish[0] > acknowledged[0]) and (wish is None or entry.wish[0] > wish[0]):
                 wish = (*entry.wish, name)
-        return Demand(waiting, oldest, in_flight, last_used, wish[1] if wish else "", f"{wish[2]}#{wish[0]}" if wish else "")
+        return Demand(
+            waiting=waiting,
+            oldest=oldest,
+            in_flight=in_flight,
+            last_used=last_used,
+            wish=wish[1] if wish else "",
+            wish_id=f"{wish[2]}#{wish[0]}" if wish else "",
+            returning_until=self._returning.get(model),
+        )
 
     def _forget(self, name: str) -> set[str]:
         old = self._gateways.pop(name, None)

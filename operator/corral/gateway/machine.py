@@ -99,6 +99,8 @@ class _Model:
     last_used: float | None = None
     joined: bool = False
     """Somebody joined since the model had no waiters: the report of that went out."""
+    returning_until: float = 0.0
+    """Clients whose wait was over were told to come back; their place is kept until then."""
     wish: Wish | None = None
     wished_at: float = 0.0
 
@@ -242,7 +244,7 @@ class Machine:
             return [Reject(request, refusals.not_loaded(model.view))]
         refusal = None if self._open(model) else refusals.blocked(model.view)
         if refusal is None and now >= ticket.deadline:
-            refusal = refusals.timed_out(model.view, now - ticket.since)
+            refusal = self._timed_out(model, model.view, ticket, now)
         if refusal is not None:
             del self._tickets[request]
             return [Reject(request, refusal)]
@@ -331,7 +333,7 @@ class Machine:
             model = self._model(ticket.arrival.model)
             self._dequeue(model, ticket, now)
             view = model.view
-            refusal = refusals.not_found(model.key) if view is None else refusals.timed_out(view, now - ticket.since)
+            refusal = refusals.not_found(model.key) if view is None else self._timed_out(model, view, ticket, now)
             effects.append(Reject(entry[2], refusal))
             self._settle(model, now, effects)
         while self._reopenings and self._reopenings[0][0] <= now:
@@ -583,6 +585,14 @@ class Machine:
             del self._tickets[ticket.arrival.id]
             effects.append(Reject(ticket.arrival.id, refusal))
 
+    def _timed_out(self, model: _Model, view: ModelView, ticket: _Ticket, now: float) -> Rejection:
+        """Its wait is over. Whoever is told when to come back finds the model's place kept."""
+        refusal = refusals.timed_out(view, now - ticket.since)
+        if refusal.code == "hold_timeout" and refusal.retry_after is not None:
+            model.returning_until = now + 2 * refusal.retry_after
+            self._mark(model.key, now)
+        return refusal
+
     def _stale_deadline(self, entry: tuple[float, int, str]) -> bool:
         ticket = self._tickets.get(entry[2])
         return ticket is None or ticket.replica is not None or ticket.place != entry[1]
@@ -601,6 +611,7 @@ class Machine:
             waiting=len(model.queue),
             oldest_wait_seconds=int(now - model.queue[0].since) if model.queue else 0,
             in_flight=model.in_flight,
+            returning_seconds=max(0, round(model.returning_until - now)),
             last_used=None if model.last_used is None else model.last_used + self._wall_offset,
             wish=model.wish,
         )

@@ -106,6 +106,8 @@ class ModelDemand:
     waiting: int = 0
     oldest_wait_seconds: int = 0
     in_flight: int = 0
+    returning_seconds: int = 0
+    """For how much longer the place of clients is kept that were told to come back."""
     last_used: float | None = None
     """Seconds since 1970."""
     wish: Wish | None = None
@@ -118,6 +120,8 @@ class ModelDemand:
             "oldestWaitSeconds": self.oldest_wait_seconds,
             "inFlight": self.in_flight,
         }
+        if self.returning_seconds:
+            entry["returningSeconds"] = self.returning_seconds
         if self.last_used is not None:
             entry["lastUsed"] = rfc3339(self.last_used)
         if self.wish is not None:
