@@ -13,12 +13,14 @@ from corral_server.control_api import ready
 from corral_server.engine_client import EngineError
 from corral_server.gate import Gate
 from corral_server.lifecycle import State
+from corral_server.metrics import CONTENT_TYPE, exposition
 from corral_server.openai.answers import ClientGoneError, json_response
-from corral_server.openai.chat import chat_completions
+from corral_server.openai.chat import chat_completions, count_input
 from corral_server.openai.completions import completions
 from corral_server.openai.embeddings import embeddings
 from corral_server.openai.errors import ApiError, error_body
-from corral_server.openai.native import apply_template, completion, detokenize, embedding, properties, slot_list, tokenize
+from corral_server.openai.native import adapters, apply_template, detokenize, embedding, properties, set_adapters, slot_list, tokenize
+from corral_server.openai.native_completion import completion, infill
 from corral_server.openai.rerank import rerank
 from corral_server.openai.service import Service
 from corral_server.supervisor import Supervisor
@@ -40,6 +42,7 @@ def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIA
         app.add_api_route(path, route, methods=["POST"], name=path)
 
     post("/v1/chat/completions", chat_completions)
+    post("/v1/chat/completions/input_tokens", count_input)
     post("/v1/completions", completions)
     post("/v1/embeddings", embeddings)
     for path in ("/v1/rerank", "/rerank", "/v1/reranking", "/reranking"):
@@ -48,7 +51,15 @@ def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIA
     post("/detokenize", detokenize)
     post("/apply-template", apply_template)
     post("/completion", completion)
+    post("/completions", completion)
+    post("/infill", infill)
     post("/embedding", embedding)
+    post("/embeddings", embedding)
+    post("/lora-adapters", set_adapters)
+
+    @app.get("/lora-adapters")
+    async def lora_adapters(request: Request) -> Response:
+        return await adapters(service, request)
 
     def model_object(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": started, "owned_by": "corral"}
@@ -66,6 +77,12 @@ def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIA
     @app.get("/props")
     async def props(request: Request) -> Response:
         return json_response(properties(service, request))
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        engine = supervisor.engine
+        text = exposition(supervisor.life, supervisor.totals, processing=engine.active if engine else 0, queued=supervisor.queued)
+        return Response(text, media_type=CONTENT_TYPE)
 
     @app.get("/slots")
     async def slots() -> Response:

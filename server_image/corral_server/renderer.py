@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 import jinja2
 import jinja2.ext
 import jinja2.sandbox
-import orjson
 
 from corral_server.channel import BlockingChannel
+from corral_server.schemas import UnusableSchemaError, schema_rules
 
 _ROOM = 512 << 20
 
@@ -45,22 +45,6 @@ def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
     return env
 
 
-class UnusableSchemaError(Exception):
-    """A JSON schema that cannot be made into a grammar."""
-
-
-def schema_grammar(schema: Any) -> str:
-    """The grammar of a JSON schema; here because a schema, too, may be made to take for ever."""
-    from llama_cpp.llama_grammar import json_schema_to_gbnf  # noqa: PLC0415  imported with the first schema only
-
-    try:
-        return str(json_schema_to_gbnf(orjson.dumps(schema).decode()))
-    except RecursionError:
-        raise UnusableSchemaError("the schema nests too deeply") from None
-    except Exception as error:
-        raise UnusableSchemaError(f"the schema cannot be made into a grammar: {type(error).__name__}: {error}") from None
-
-
 class Renderer:
     def __init__(self) -> None:
         self._env = _environment()
@@ -84,7 +68,10 @@ def main(sock: socket.socket) -> None:
         for order in channel.receive(None):
             answer: dict[str, Any] = {"i": order["i"]}
             try:
-                answer["text"] = schema_grammar(order["schema"]) if "schema" in order else renderer.render(order)
+                if "schemas" in order:
+                    answer["text"] = "\n".join(schema_rules(schema, f"s{index}-") for index, schema in enumerate(order["schemas"]))
+                else:
+                    answer["text"] = renderer.render(order)
             except UnusableSchemaError as error:
                 answer["error"] = str(error)
             except TemplateRefusedError as error:

@@ -36,9 +36,9 @@ class Rendering:
         """The prompt that a template makes; TemplateError says why it cannot."""
         return await self._ask("the chat template", {"template": template, "variables": variables})
 
-    async def grammar(self, schema: Any) -> str:
-        """The grammar of a JSON schema."""
-        return await self._ask("the schema", {"schema": schema})
+    async def rules(self, schemas: list[Any]) -> str:
+        """The grammar rules of JSON schemas; the first begins at `s0-root`, the next at `s1-root`, and so on."""
+        return await self._ask("the schema", {"schemas": schemas})
 
     async def _ask(self, what: str, order: dict[str, Any]) -> str:
         await self.start()

@@ -17,6 +17,7 @@ from corral_server.openai.errors import error_body
 
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
+USAGE_HEADER = "x-corral-usage"
 
 
 class ClientGoneError(Exception):
@@ -93,12 +94,25 @@ def engine_error_event(error: EngineError) -> bytes:
     return sse(error_body(error.status, error.code, str(error), error.param))
 
 
-class EventStream(Response):
-    """Server-sent events from an iterator of byte blocks; ends the iterator when the client is gone."""
+def counted_response(request: Request, body: Any, usage: Usage) -> Response:
+    """An answer, with its counts in a header when the gateway asked for them."""
+    return json_response(body, 200, {USAGE_HEADER: f"{usage.prompt},{usage.completion}"} if wants_usage(request) else None)
 
-    def __init__(self, blocks: AsyncIterator[bytes]) -> None:
+
+def wants_usage(request: Request) -> bool:
+    return request.headers.get(USAGE_HEADER) == "1"
+
+
+class EventStream(Response):
+    """Server-sent events from an iterator of byte blocks; ends the iterator when the client is gone.
+
+    With `usage`, which the iterator fills, a gateway that asked for the counts gets them in a last comment.
+    """
+
+    def __init__(self, blocks: AsyncIterator[bytes], request: Request | None = None, usage: Usage | None = None) -> None:
         super().__init__(media_type="text/event-stream; charset=utf-8", headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         self._blocks = blocks
+        self._usage = usage if request is not None and wants_usage(request) else None
 
     def init_headers(self, headers: Any = None) -> None:
         super().init_headers(headers)
@@ -122,7 +136,10 @@ class EventStream(Response):
         try:
             async for block in self._blocks:
                 await send({"type": "http.response.body", "body": block, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            last = (
+                b": corral-usage %d,%d\n\n" % (self._usage.prompt, self._usage.completion) if self._usage is not None and self._usage.prompt else b""
+            )
+            await send({"type": "http.response.body", "body": last, "more_body": False})
         finally:
             close = getattr(self._blocks, "aclose", None)
             if close is not None:

@@ -1,4 +1,4 @@
-"""`/v1/chat/completions`."""
+"""`/v1/chat/completions`, and the count of its input."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -8,13 +8,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from corral_server.channel import Message
+from corral_server.dialects.reader import Part
 from corral_server.engine_client import EngineError
 from corral_server.openai import fields
-from corral_server.openai.answers import DONE, EventStream, Head, Usage, engine_error_event, json_response, sse, timings, unless_gone
-from corral_server.openai.generation import Finished, Generation, first_of
+from corral_server.openai.answers import (
+    DONE,
+    EventStream,
+    Head,
+    Usage,
+    counted_response,
+    engine_error_event,
+    json_response,
+    sse,
+    timings,
+    unless_gone,
+)
+from corral_server.openai.conversation import Call, Conversation, Said, call_id, prepare, render_prompt
+from corral_server.openai.generation import Begun, Generation, begin
 from corral_server.openai.logprobs import chat_logprobs
-from corral_server.openai.messages import parse_messages
-from corral_server.openai.sampling import sampling_of
 from corral_server.openai.service import Service
 
 FINGERPRINT = "corral"
@@ -22,104 +33,111 @@ FINGERPRINT = "corral"
 
 async def chat_completions(service: Service, request: Request) -> Response:
     body = fields.parse_body(await service.body(request))
-    messages = parse_messages(body)
-    count = fields.whole(body, "n", 1, 128, 1) or 1
-    top = fields.whole(body, "top_logprobs", 0, 20, 0) or 0
-    wants_logprobs = fields.flag(body, "logprobs")
-    limit = fields.whole(body, "max_completion_tokens", -1, 1 << 31)
-    if limit is None:
-        limit = fields.whole(body, "max_tokens", -1, 1 << 31)
     streaming, usage_chunk = fields.flag(body, "stream"), fields.stream_usage(body)
-    sampling = sampling_of(body, service.defaults)
-    if wants_logprobs:
-        sampling["n_probs"] = max(top, 1)
-    stop = fields.stops(body) + service.template_stops
-    engine = service.generator(count)
-    extra = fields.mapping(body, "chat_template_kwargs")
-    prompt = await unless_gone(request, service.render(messages, body.get("tools") or None, extra))
-    constraint = await unless_gone(request, service.constraint(body))
-    job = {
-        **constraint,
-        "prompt": prompt,
-        "max_tokens": limit,
-        "sampling": sampling,
-        "stop": stop,
-        "cache_prompt": fields.flag(body, "cache_prompt", default=True),
-    }
-    jobs = [job] + [{**job, "sampling": _reseeded(sampling, i)} for i in range(1, count)]
+    conversation = await prepare(service, request, body)
     head = Head.make("chatcmpl", service.served_name(request, body))
-    generation = Generation(engine, jobs)
+    generation = conversation.start(service)
+    usage = Usage()
     if not streaming:
         finished = await unless_gone(request, generation.collect())
-        return json_response(_whole(head, finished, top if wants_logprobs else None))
-    events = generation.events()
-    try:
-        first = await unless_gone(request, first_of(events))
-    except BaseException:
-        generation.close()
-        raise
-    return EventStream(_chunks(head, generation, events, first, usage_chunk=usage_chunk, top=top if wants_logprobs else None))
+        answers = [conversation.said(f) for f in finished]
+        return counted_response(request, _whole(head, answers, conversation.top, usage), usage)
+    begun = await begin(request, generation)
+    return EventStream(_chunks(head, conversation, generation, begun, usage, usage_chunk=usage_chunk), request, usage)
 
 
-def _reseeded(sampling: dict[str, Any], index: int) -> dict[str, Any]:
-    return {**sampling, "seed": sampling["seed"] + index} if "seed" in sampling else sampling
+async def count_input(service: Service, request: Request) -> Response:
+    """`/v1/chat/completions/input_tokens`."""
+    body = fields.parse_body(await service.body(request))
+    return json_response({"object": "response.input_tokens", "input_tokens": await count_tokens(service, request, body)})
 
 
-def _whole(head: Head, finished: list[Finished], top: int | None) -> dict[str, Any]:
-    usage = Usage()
+async def count_tokens(service: Service, request: Request, body: dict[str, Any]) -> int:
+    """How many tokens the prompt of a chat body has."""
+    service.engine()
+    prompt = await unless_gone(request, render_prompt(service, body))
+    found = await service.ask(request, "tokenize", {"content": prompt.text, "add_special": True, "parse_special": True})
+    return len(found["tokens"])
+
+
+def call_shape(call: Call) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _whole(head: Head, answers: list[Said], top: int | None, usage: Usage) -> dict[str, Any]:
     choices = []
-    for index, answer in enumerate(finished):
-        usage.add(answer.usage, first=index == 0)
+    for index, said in enumerate(answers):
+        usage.add(said.finished.usage, first=index == 0)
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": said.text if said.text or not said.calls else None,
+            "refusal": None,
+            "annotations": [],
+        }
+        if said.thought:
+            message["reasoning_content"] = said.thought
+        if said.calls:
+            message["tool_calls"] = [call_shape(c) for c in said.calls]
         choices.append(
             {
                 "index": index,
-                "message": {"role": "assistant", "content": answer.text, "refusal": None, "annotations": []},
-                "logprobs": chat_logprobs(answer.logprobs, top) if top is not None else None,
-                "finish_reason": answer.reason,
+                "message": message,
+                "logprobs": chat_logprobs(said.finished.logprobs, top) if top is not None else None,
+                "finish_reason": said.reason,
             }
         )
     return {
         "id": head.id, "object": "chat.completion", "created": head.created, "model": head.model, "system_fingerprint": FINGERPRINT,
-        "choices": choices, "usage": usage.shape(), "timings": timings(finished[0].usage),
+        "choices": choices, "usage": usage.shape(), "timings": timings(answers[0].finished.usage),
     }  # fmt: skip
 
 
 async def _chunks(
-    head: Head, generation: Generation, events: AsyncIterator[list[tuple[int, Message]]], first: list[tuple[int, Message]], *, usage_chunk: bool,
-    top: int | None,
-) -> AsyncIterator[bytes]:  # fmt: skip
+    head: Head, conversation: Conversation, generation: Generation, begun: Begun, usage: Usage, *, usage_chunk: bool
+) -> AsyncIterator[bytes]:
     base = {"id": head.id, "object": "chat.completion.chunk", "created": head.created, "model": head.model, "system_fingerprint": FINGERPRINT}
     tail = {"usage": None} if usage_chunk else {}
     # The hot path splices the text between two constant pieces instead of encoding the whole document per token.
     prefix = b"data: " + orjson.dumps(base)[:-1] + b',"choices":[{"index":'
     suffix = b'},"logprobs":null,"finish_reason":null}]' + (b',"usage":null' if usage_chunk else b"") + b"}\n\n"
-    usage = Usage()
     last: dict[str, Any] = {}
+    top = conversation.top
+    readers = [conversation.reader() for _ in generation.streams]
 
     def chunk(index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None, **more: Any) -> bytes:
         return sse({**base, "choices": [{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}], **tail, **more})
+
+    def said(index: int, parts: list[Part]) -> bytes:
+        return b"".join(chunk(index, _delta(part)) for part in parts)
 
     def render(batch: list[tuple[int, Message]]) -> bytes:
         out = b""
         for index, event in batch:
             if "start" in event:
                 continue
-            text = event.get("d", "")
+            text, reader = event.get("d", ""), readers[index]
             if top is not None and "lp" in event:
-                out += chunk(index, {"content": text}, logprobs=chat_logprobs([event["lp"]], top))
-            elif text:
+                logprobs = chat_logprobs([event["lp"]], top)
+                parts = reader.feed(text) or [Part("text", "")]
+                out += chunk(index, _delta(parts[0]), logprobs=logprobs) + said(index, parts[1:])
+            elif text and reader.plain:
                 out += prefix + b"%d" % index + b',"delta":{"content":' + orjson.dumps(text) + suffix
+            elif text:
+                out += said(index, reader.feed(text))
             if "f" in event:
                 usage.add(event["u"], first=index == 0)
                 last.update(event["u"])
-                out += chunk(index, {}, event["f"], **({} if usage_chunk else {"timings": timings(event["u"])}))
+                out += said(index, reader.finish())
+                reason = "tool_calls" if reader.calls and event["f"] == "stop" else event["f"]
+                out += chunk(index, {}, reason, **({} if usage_chunk else {"timings": timings(event["u"])}))
         return out
 
     try:
-        yield b"".join(chunk(i, {"role": "assistant", "content": "", "refusal": None}) for i in range(len(generation.streams))) + render(first)
-        async for batch in events:
-            if block := render(batch):
+        opening = b"".join(chunk(i, {"role": "assistant", "content": "", "refusal": None}) for i in range(len(generation.streams)))
+        async for batch in begun.batches():
+            if block := opening + render(batch):
                 yield block
+            opening = b""
         if usage_chunk:
             yield sse({**base, "choices": [], "usage": usage.shape(), "timings": timings(last)})
         yield DONE
@@ -127,3 +145,11 @@ async def _chunks(
         yield engine_error_event(error)
     finally:
         generation.close()
+
+
+def _delta(part: Part) -> dict[str, Any]:
+    if part.kind == "call":
+        return {"tool_calls": [{"index": part.call, "id": call_id(), "type": "function", "function": {"name": part.text, "arguments": ""}}]}
+    if part.kind == "arguments":
+        return {"tool_calls": [{"index": part.call, "function": {"arguments": part.text}}]}
+    return {"reasoning_content" if part.kind == "thought" else "content": part.text}

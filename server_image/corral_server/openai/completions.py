@@ -9,10 +9,11 @@ from starlette.responses import Response
 from corral_server.channel import Message
 from corral_server.engine_client import EngineError
 from corral_server.openai import fields
-from corral_server.openai.answers import DONE, EventStream, Head, Usage, engine_error_event, json_response, sse, timings, unless_gone
+from corral_server.openai.answers import DONE, EventStream, Head, Usage, counted_response, engine_error_event, sse, timings, unless_gone
 from corral_server.openai.chat import FINGERPRINT
-from corral_server.openai.errors import invalid
-from corral_server.openai.generation import Generation, first_of
+from corral_server.openai.errors import ApiError, invalid
+from corral_server.openai.generation import Begun, Finished, Generation, begin
+from corral_server.openai.infilling import infill_prompt
 from corral_server.openai.logprobs import completion_logprobs
 from corral_server.openai.sampling import sampling_of
 from corral_server.openai.service import Service
@@ -43,15 +44,29 @@ async def completions(service: Service, request: Request) -> Response:
     body = fields.parse_body(await service.body(request))
     prompts = parse_prompts(body)
     count = fields.whole(body, "n", 1, 128, 1) or 1
+    best_of = fields.whole(body, "best_of", 1, 128, count) or count
     top = fields.whole(body, "logprobs", 0, 20)
     limit = fields.whole(body, "max_tokens", -1, 1 << 31, 16)
+    echo, suffix = fields.flag(body, "echo"), fields.text(body, "suffix")
     streaming, usage_chunk = fields.flag(body, "stream"), fields.stream_usage(body)
     sampling = sampling_of(body, service.defaults)
-    if top is not None:
-        sampling["n_probs"] = max(top, 1)
+    if best_of < count:
+        raise invalid("best_of", f"best_of is {best_of}; it has to be at least n, which is {count}")
+    if best_of > count and streaming:
+        raise invalid("best_of", "best_of cannot be streamed: which answers are best is known at the end")
+    if echo and top is not None:
+        raise ApiError(400, "unsupported_parameter", "echo with logprobs is not supported: the prompt's own tokens are not scored", "echo")
+    if top is not None or best_of > count:
+        sampling["n_probs"] = max(top or 0, 1)
     stop = fields.stops(body)
-    engine = service.generator(len(prompts) * count)
+    service.refuse_adapters(request, body)
+    engine = service.generator(len(prompts) * best_of)
     constraint = await unless_gone(request, service.constraint(body))
+    spoken = [await _as_text(service, request, p) if echo else "" for p in prompts]
+    if suffix:
+        if not all(isinstance(p, str) for p in prompts):
+            raise invalid("suffix", "suffix needs prompts that are strings")
+        prompts = [infill_prompt(p, suffix, service.fim, param="suffix") for p in prompts]
     jobs = [
         {
             **constraint,
@@ -59,41 +74,52 @@ async def completions(service: Service, request: Request) -> Response:
             "sampling": {**sampling, "seed": sampling["seed"] + i} if "seed" in sampling and i else sampling,
         }
         for p in prompts
-        for i in range(count)
+        for i in range(best_of)
     ]  # fmt: skip
     head = Head.make("cmpl", service.served_name(request, body))
     generation = Generation(engine, jobs)
-    if streaming:
-        events = generation.events()
-        try:
-            first = await unless_gone(request, first_of(events))
-        except BaseException:
-            generation.close()
-            raise
-        return EventStream(_chunks(head, generation, events, first, usage_chunk=usage_chunk, top=top, per_prompt=count))
-    finished = await unless_gone(request, generation.collect())
     usage = Usage()
-    choices = []
-    for index, answer in enumerate(finished):
-        usage.add(answer.usage, first=index % count == 0)
-        logprobs = completion_logprobs(answer.logprobs, top) if top is not None else None
-        choices.append({"index": index, "text": answer.text, "logprobs": logprobs, "finish_reason": answer.reason})
-    return json_response(
-        {
-            "id": head.id, "object": "text_completion", "created": head.created, "model": head.model, "system_fingerprint": FINGERPRINT,
-            "choices": choices, "usage": usage.shape(), "timings": timings(finished[0].usage),
-        }
-    )  # fmt: skip
+    if streaming:
+        begun = await begin(request, generation)
+        blocks = _chunks(head, generation, begun, usage, usage_chunk=usage_chunk, top=top, per_prompt=count, spoken=spoken)
+        return EventStream(blocks, request, usage)
+    finished = await unless_gone(request, generation.collect())
+    choices: list[dict[str, Any]] = []
+    for number, before in enumerate(spoken):
+        of_prompt = finished[number * best_of : (number + 1) * best_of]
+        for index, answer in enumerate(of_prompt):
+            usage.add(answer.usage, first=index == 0)
+        best = sorted(of_prompt, key=_mean_logprob, reverse=True) if best_of > count else of_prompt
+        for answer in best[:count]:
+            logprobs = completion_logprobs(answer.logprobs, top) if top is not None else None
+            choices.append({"index": len(choices), "text": before + answer.text, "logprobs": logprobs, "finish_reason": answer.reason})
+    shape = {
+        "id": head.id, "object": "text_completion", "created": head.created, "model": head.model, "system_fingerprint": FINGERPRINT,
+        "choices": choices, "usage": usage.shape(), "timings": timings(finished[0].usage),
+    }  # fmt: skip
+    return counted_response(request, shape, usage)
+
+
+async def _as_text(service: Service, request: Request, prompt: Any) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return str((await service.ask(request, "detokenize", {"tokens": prompt}))["text"])
+
+
+def _mean_logprob(answer: Finished) -> float:
+    values = [chosen[2] for chosen, _ in answer.logprobs]
+    return sum(values) / len(values) if values else float("-inf")
 
 
 async def _chunks(
-    head: Head, generation: Generation, events: AsyncIterator[list[tuple[int, Message]]], first: list[tuple[int, Message]], *, usage_chunk: bool,
-    top: int | None, per_prompt: int,
-) -> AsyncIterator[bytes]:  # fmt: skip
+    head: Head, generation: Generation, begun: Begun, usage: Usage, *, usage_chunk: bool, top: int | None, per_prompt: int, spoken: list[str]
+) -> AsyncIterator[bytes]:
     base = {"id": head.id, "object": "text_completion", "created": head.created, "model": head.model, "system_fingerprint": FINGERPRINT}
     tail = {"usage": None} if usage_chunk else {}
-    usage = Usage()
     offsets: dict[int, int] = {}
+
+    def chunk(index: int, text: str, reason: str | None = None, logprobs: Any = None) -> bytes:
+        return sse({**base, "choices": [{"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}], **tail})
 
     def render(batch: list[tuple[int, Message]]) -> bytes:
         out = b""
@@ -107,15 +133,15 @@ async def _chunks(
                 offsets[index] = offsets.get(index, 0) + len(logprobs["tokens"][0])
             if reason:
                 usage.add(event["u"], first=index % per_prompt == 0)
-            out += sse({**base, "choices": [{"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}], **tail})
+            out += chunk(index, text, reason, logprobs)
         return out
 
     try:
-        if block := render(first):
-            yield block
-        async for batch in events:
-            if block := render(batch):
+        opening = b"".join(chunk(i, spoken[i // per_prompt]) for i in range(len(generation.streams)) if spoken[i // per_prompt])
+        async for batch in begun.batches():
+            if block := opening + render(batch):
                 yield block
+            opening = b""
         if usage_chunk:
             yield sse({**base, "choices": [], "usage": usage.shape()})
         yield DONE

@@ -5,8 +5,11 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.requests import Request
+
 from corral_server.channel import Message
 from corral_server.engine_client import EngineClient, Stream
+from corral_server.openai.answers import unless_gone
 
 
 @dataclass
@@ -18,6 +21,19 @@ class Finished:
     usage: dict[str, Any] = field(default_factory=dict)
     logprobs: list[Any] = field(default_factory=list)
     stopped_by: str | None = None
+
+
+@dataclass
+class Begun:
+    """Events that have come, and those still to come."""
+
+    first: list[tuple[int, Message]]
+    rest: AsyncIterator[list[tuple[int, Message]]]
+
+    async def batches(self) -> AsyncIterator[list[tuple[int, Message]]]:
+        yield self.first
+        async for batch in self.rest:
+            yield batch
 
 
 class Generation:
@@ -98,8 +114,17 @@ async def _collect(stream: Stream) -> Finished:
     return finished
 
 
-async def first_of(events: AsyncIterator[list[tuple[int, Message]]]) -> list[tuple[int, Message]]:
-    """The first events, so that an early failure still gets its real status."""
+async def begin(request: Request, generation: Generation) -> Begun:
+    """The stream of a generation once it has begun, so that an early failure still gets its real status."""
+    events = generation.events()
+    try:
+        return Begun(await unless_gone(request, _first_of(events)), events)
+    except BaseException:
+        generation.close()
+        raise
+
+
+async def _first_of(events: AsyncIterator[list[tuple[int, Message]]]) -> list[tuple[int, Message]]:
     async for batch in events:
         return batch
     return []

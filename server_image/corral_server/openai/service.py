@@ -5,8 +5,12 @@ from typing import Any
 
 from starlette.requests import Request
 
+from corral_server.channel import Message
+from corral_server.dialects.formats import Thinking
+from corral_server.dialects.grammars import content_grammar
 from corral_server.engine_client import EngineClient
 from corral_server.openai import fields
+from corral_server.openai.answers import unless_gone
 from corral_server.openai.errors import ApiError, invalid
 from corral_server.rendering import CHATML, TemplateError
 from corral_server.supervisor import Supervisor
@@ -30,6 +34,15 @@ class Service:
     @property
     def model(self) -> dict[str, Any]:
         return self._supervisor.life.model
+
+    @property
+    def path(self) -> str:
+        return str(self._supervisor.life.file.get("path", "")) if self._supervisor.life.file else ""
+
+    @property
+    def fim(self) -> dict[str, int]:
+        """The model's own tokens for filling in the middle; -1 for each that it has not."""
+        return dict(self.model.get("fim") or {})
 
     @property
     def pooling(self) -> str:
@@ -66,7 +79,15 @@ class Service:
                 raise ApiError(413, "too_large", f"the body is longer than {_MAX_BODY} bytes")
         return bytes(raw)
 
-    async def constraint(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def ask(self, request: Request, kind: str, order: dict[str, Any]) -> Message:
+        """The one event with which the engine answers a question."""
+        stream = self.engine().submit(kind, order)
+        try:
+            return await unless_gone(request, stream.last())
+        finally:
+            stream.close()
+
+    async def constraint(self, body: Mapping[str, Any], thinking: Thinking | None = None) -> dict[str, Any]:
         """The grammar that a request asks for, in any of the ways to ask: `response_format`, or llama.cpp's `grammar` and `json_schema`."""
         form = fields.mapping(body, "response_format")
         kind = fields.choice(form, "type", ("text", "json_object", "json_schema"), "text") if form else "text"
@@ -88,21 +109,45 @@ class Service:
             return {"grammar": grammar, "grammar_param": "grammar"}
         if schema is None:
             return {}
+        return {"grammar": content_grammar(await self.rules([schema], param), "s0-root", thinking), "grammar_param": param}
+
+    async def rules(self, schemas: list[Any], param: str) -> str:
+        """Grammar rules of JSON schemas."""
         try:
-            return {"grammar": await self._supervisor.rendering.grammar(schema), "grammar_param": param}
+            return await self._supervisor.rendering.rules(schemas)
         except TemplateError as error:
             raise invalid(param, str(error)) from None
 
-    async def render(self, messages: list[dict[str, Any]], tools: list[Any] | None, extra: Mapping[str, Any]) -> str:
-        """The prompt that the model's own template makes of the messages."""
+    def refuse_adapters(self, request: Request, body: Mapping[str, Any]) -> None:
+        """A request for an adapter that is not here must not be answered by the bare model."""
+        name = request.headers.get("x-corral-adapter")
+        if name:
+            raise ApiError(404, "adapter_not_found", f"this model has no adapter {name!r}", "model")
+        asked = body.get("lora")
+        if asked is None or asked == []:
+            return
+        if not isinstance(asked, list) or not all(isinstance(a, dict) and isinstance(a.get("id"), int) for a in asked):
+            raise invalid("lora", f"lora is {fields.shown(asked)}; it has to be a list such as [{{id: 0, scale: 1.0}}]")
+        raise invalid("lora", f"lora names adapter {asked[0]['id']}, but this model has none")
+
+    @property
+    def tells_thoughts(self) -> bool:
+        return self._supervisor.spec.engine.reasoning != "None"
+
+    def template(self, *, with_tools: bool) -> str:
+        """The template in force: the specification's, else the file's, else ChatML."""
         templates = self.model.get("templates") or {}
-        template = self._supervisor.spec.engine.chat_template or (templates.get("tool_use") if tools else None) or templates.get("") or CHATML
+        found = self._supervisor.spec.engine.chat_template or (templates.get("tool_use") if with_tools else None) or templates.get("") or CHATML
+        return str(found)
+
+    async def render(self, messages: list[dict[str, Any]], tools: list[Any] | None, extra: Mapping[str, Any], *, with_tools: bool = False) -> str:
+        """The prompt that the model's own template makes of the messages."""
         variables = {
-            "messages": messages, "tools": tools, "add_generation_prompt": True, "bos_token": self.model.get("bos", ""),
-            "eos_token": self.model.get("eos", ""), **extra,
+            "messages": messages, "add_generation_prompt": True, "bos_token": self.model.get("bos", ""),
+            "eos_token": self.model.get("eos", ""), **({"tools": tools} if tools else {}), **extra,
         }  # fmt: skip
         try:
-            prompt = await self._supervisor.rendering.render(str(template), variables)
+            prompt = await self._supervisor.rendering.render(self.template(with_tools=with_tools or bool(tools)), variables)
         except TemplateError as error:
             raise ApiError(400, "template_failed", str(error), "messages") from None
         # The tokeniser adds the token itself; a template that writes it too would double it.

@@ -1,0 +1,104 @@
+"""The tools of a request: checked, and what the model may, must or must not do with them."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from corral_server.openai import fields
+from corral_server.openai.errors import invalid
+
+_NAME = re.compile(r"[\w.-]{1,128}")
+_MOST_TOOLS = 128
+_ANY_OBJECT = {"type": "object"}
+
+
+@dataclass(frozen=True)
+class Toolbox:
+    tools: tuple[dict[str, Any], ...] = ()
+    """As templates want them: `{"type": "function", "function": {...}}`."""
+    choice: str = "none"
+    """`none`, `auto` or `required`."""
+    allowed: tuple[str, ...] = ()
+    """The functions that may be called."""
+    parallel: bool | None = None
+
+    @property
+    def callable(self) -> bool:
+        return bool(self.allowed) and self.choice != "none"
+
+    def schemas(self) -> list[Any]:
+        by_name = {t["function"]["name"]: t["function"].get("parameters") or _ANY_OBJECT for t in self.tools}
+        return [by_name[name] for name in self.allowed]
+
+
+def parse_tools(body: dict[str, Any]) -> Toolbox:
+    raw = body.get("tools")
+    if raw is None and body.get("functions") is not None:
+        raise invalid("functions", "functions is not supported; use tools")
+    if raw is None:
+        raw = []
+    if not isinstance(raw, list) or len(raw) > _MOST_TOOLS:
+        raise invalid("tools", f"tools is {fields.shown(raw)}; it has to be a list of at most {_MOST_TOOLS} tools")
+    tools = tuple(_tool(item, f"tools[{index}]") for index, item in enumerate(raw))
+    names = tuple(t["function"]["name"] for t in tools)
+    if len(set(names)) != len(names):
+        raise invalid("tools", "tools names a function twice")
+    choice, allowed = _choice(body.get("tool_choice"), names)
+    parallel = fields.flag(body, "parallel_tool_calls") if body.get("parallel_tool_calls") is not None else None
+    return Toolbox(tools, choice, allowed, parallel)
+
+
+def _tool(raw: Any, where: str) -> dict[str, Any]:
+    function = raw.get("function") if isinstance(raw, dict) else None
+    if not isinstance(raw, dict) or raw.get("type", "function") != "function" or not isinstance(function, dict):
+        raise invalid(where, f"{where} is {fields.shown(raw)}; it has to be a tool such as {{type: function, function: {{name: ...}}}}")
+    name = function.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise invalid(f"{where}.function.name", f"{where}.function.name is {fields.shown(name)}; it has to be a name of letters, digits, _, - and .")
+    parameters = function.get("parameters")
+    if parameters is not None and not isinstance(parameters, dict):
+        raise invalid(f"{where}.function.parameters", f"{where}.function.parameters is {fields.shown(parameters)}; it has to be a JSON schema")
+    if function.get("description") is not None and not isinstance(function["description"], str):
+        raise invalid(f"{where}.function.description", f"{where}.function.description has to be a string")
+    # Templates reach into these without asking whether they are there.
+    return {
+        "type": "function",
+        "function": {
+            "description": "",
+            **{k: v for k, v in function.items() if v is not None},
+            "parameters": parameters or {**_ANY_OBJECT, "properties": {}},
+        },
+    }
+
+
+def _choice(raw: Any, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    allowed = "none, auto, required, or an object that names a function"
+    if raw is None:
+        return ("auto" if names else "none"), names
+    if raw in ("none", "auto"):
+        return str(raw) if names else "none", names
+    if raw == "required":
+        if not names:
+            raise invalid("tool_choice", "tool_choice is required, but there are no tools")
+        return "required", names
+    if isinstance(raw, dict):
+        if raw.get("type") == "allowed_tools":
+            inner = raw.get("allowed_tools", raw)
+            listed = inner.get("tools") if isinstance(inner, dict) else None
+            chosen = tuple(_named(item) for item in listed) if isinstance(listed, list) else ()
+            mode = inner.get("mode", "auto") if isinstance(inner, dict) else ""
+            if not chosen or mode not in ("auto", "required") or not set(chosen) <= set(names):
+                raise invalid("tool_choice", f"tool_choice is {fields.shown(raw)}; its tools have to be among those given, its mode auto or required")
+            return mode, chosen
+        name = _named(raw)
+        if name in names:
+            return "required", (name,)
+        if name:
+            raise invalid("tool_choice", f"tool_choice names {name!r}, which is not among the tools")
+    raise invalid("tool_choice", f"tool_choice is {fields.shown(raw)}; it has to be {allowed}")
+
+
+def _named(raw: Any) -> str:
+    function = raw.get("function", raw) if isinstance(raw, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else ""
