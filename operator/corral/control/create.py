@@ -27,6 +27,11 @@ def memory_limit(footprint: Footprint | None, settings: ControlSettings, kind: D
     return -(-max(int(total * settings.limit_factor), total + settings.limit_extra) // MI) * MI
 
 
+def memory_beside_gpu(footprint: Footprint | None, residue: int) -> int:
+    """What a pod on a GPU requests of main memory, awake or asleep: no ledger of ours counts it, so the scheduler has to."""
+    return max(residue, -(-(footprint.input + footprint.overhead) // MI) * MI if footprint is not None else 0)
+
+
 def planned(shell: Shell, action: Create) -> ReplicaRequest | None:
     """The pod to create, under a name that no pod has, not even one that is going."""
     found, model = shell.store.deployments.get(action.model), shell.store.state.models.get(action.model)
@@ -47,7 +52,7 @@ def planned(shell: Shell, action: Create) -> ReplicaRequest | None:
         devices=action.devices,
         device_kind=DeviceKind.HOST if host else DeviceKind.GPU,
         server_spec=found.server_spec,
-        memory_request=shell.residue(action.model),
+        memory_request=shell.residue(action.model) if host else memory_beside_gpu(model.footprint, shell.residue(action.model)),
         memory_limit=memory_limit(model.footprint, shell.settings, DeviceKind.HOST if host else DeviceKind.GPU),
         owner_uid=metadata.uid,
         cache=effective(found.parsed, shell.store.pools.get(model.pool)).cache.dump(),
