@@ -51,7 +51,7 @@ def status_of(supervisor: Supervisor) -> dict[str, Any]:
         "devices": list(life.wake_order.devices) if life.wake_order is not None else [],
         "error": {"reason": error.reason, "message": error.message, "retry": error.retry, "at": rfc3339(error.at)} if error else None,
         "file": life.file,
-        "model": {k: life.model[k] for k in ("contextLength", "architecture", "pooling") if k in life.model},
+        "model": {k: life.model[k] for k in ("contextLength", "architecture", "pooling", "warning") if k in life.model},
     }
 
 
