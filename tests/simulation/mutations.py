@@ -57,8 +57,8 @@ def drop_a_waiter() -> Iterator[Mutation]:
 def skip_the_turn() -> Iterator[Mutation]:
     real = placement.best_option
 
-    def best_option(draft, want, places, search, *, end_turns):
-        return None if end_turns else real(draft, want, places, search, end_turns=False)
+    def best_option(draft, want, own, finder, search, *, end_turns):
+        return None if end_turns else real(draft, want, own, finder, search, end_turns=False)
 
     with patch.object(placement, "best_option", best_option):
         yield nothing

@@ -91,6 +91,7 @@ class Node:
     not_ready_since: float | None = None
     pod_slots: int = 110  # how many pods it may still take, ours not counted
     cached: frozenset[str] = frozenset()  # digests of the files that it has
+    overlapping: tuple[str, ...] = ()  # pools that would have it too, and do not
 
 
 @dataclass(frozen=True, slots=True)

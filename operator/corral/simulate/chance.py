@@ -27,7 +27,8 @@ FAULTS = (
 )
 
 
-def scenario(seed: int, *, faults: bool = True, until: float = 300.0) -> Scenario:
+def scenario(seed: int, *, faults: bool = True, until: float = 300.0, tail: float = 200.0) -> Scenario:
+    """`until`: seconds of traffic and faults; `tail`: what comes after them."""
     chance = random.Random(f"scenario {seed}")
     nodes = _nodes(chance)
     models = _models(chance, nodes, seed)
@@ -51,7 +52,7 @@ def scenario(seed: int, *, faults: bool = True, until: float = 300.0) -> Scenari
         requests,
         struck,
         pool,
-        until + 200.0,
+        until + tail,
         gateways=chance.choice((1, 1, 2, 3)),
         latencies=latencies,
         lease=chance.choice((4.0, 8.0)),

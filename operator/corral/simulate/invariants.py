@@ -163,6 +163,8 @@ class Watchdog:
         if newcomer.spec.priority < victim.priority:
             raise InvariantError(2, f"{victim.key} (priority {victim.priority}) makes room for {newcomer_key} (priority {newcomer.spec.priority})")
         kept = newcomer.queue_until is not None and newcomer.queue_until > self.cluster.wall - LAG
+        # A leader that was away cannot know whether a waiter's hold was over or its client gone: the place in the queue counts.
+        kept |= newcomer.queue_since is not None and self.cluster.now < self._quiet_since
         lag = LAG + self.cluster.scenario.report_lifetime + 4 * self.cluster.scenario.latencies.watch * self.cluster.watch_slowness
         last = self.cluster.requests.last_waited.get(newcomer_key, float("-inf"))
         waited = bool(self.cluster.requests.waiting.get(newcomer_key)) or last >= self.cluster.now - lag

@@ -19,16 +19,16 @@ def never_idle(seed: int) -> Scenario:
     chance = random.Random(f"never idle {seed}")
     models = (ModelSpec("a", 16 * GI, load=1.0), ModelSpec("b", 16 * GI, load=1.0))
     pool = Pool("default", min_residency=2.0, max_wait=5.0, turn=5.0, drain_timeout=5.0, hold_timeout=120.0)
-    requests = (*stream("m/a", 1.0, 500.0), RequestSpec(chance.uniform(20, 60), "m/b", 1.0, 600.0, retry=True))
-    return Scenario(seed, (NodeSpec("n1", {"gpu0": 24 * GI}),), models, tuple(sorted(requests, key=lambda each: each.at)), (), pool, 500.0)
+    requests = (*stream("m/a", 1.0, 250.0), RequestSpec(chance.uniform(20, 40), "m/b", 1.0, 600.0, retry=True))
+    return Scenario(seed, (NodeSpec("n1", {"gpu0": 24 * GI}),), models, tuple(sorted(requests, key=lambda each: each.at)), (), pool, 250.0)
 
 
 def both_busy(seed: int) -> Scenario:
     """Two models on room for one, both asked for all the time: turns alternate."""
     models = (ModelSpec("a", 16 * GI, load=1.0), ModelSpec("b", 16 * GI, load=1.0))
     pool = Pool("default", min_residency=2.0, max_wait=5.0, turn=10.0, drain_timeout=5.0, hold_timeout=120.0)
-    requests = (*stream("m/a", 1.0, 300.0), *stream("m/b", 2.0, 300.0))
-    return Scenario(seed, (NodeSpec("n1", {"gpu0": 24 * GI}),), models, tuple(sorted(requests, key=lambda each: each.at)), (), pool, 400.0)
+    requests = (*stream("m/a", 1.0, 120.0), *stream("m/b", 2.0, 120.0))
+    return Scenario(seed, (NodeSpec("n1", {"gpu0": 24 * GI}),), models, tuple(sorted(requests, key=lambda each: each.at)), (), pool, 200.0)
 
 
 def frozen_leaders(seed: int) -> Scenario:
@@ -39,9 +39,9 @@ def frozen_leaders(seed: int) -> Scenario:
     pool = Pool("default", min_residency=0.0, max_wait=2.0, turn=2.0, drain_timeout=2.0, hold_timeout=60.0)
     requests = []
     at = 2.0
-    while at < 150.0:
+    while at < 100.0:
         requests.append(RequestSpec(at, f"m/{chance.choice(names)}", chance.uniform(0.1, 1.0), chance.uniform(2, 8)))
         at += chance.expovariate(0.6)
-    faults = tuple(Fault(at + chance.uniform(0, 8), "operator-freeze", "", chance.uniform(4.5, 9.0)) for at in range(5, 150, 13))
+    faults = tuple(Fault(at + chance.uniform(0, 8), "operator-freeze", "", chance.uniform(4.5, 9.0)) for at in range(5, 100, 13))
     latencies = Latencies(call=1.2, write=1.2, watch=0.1, pod=0.3)
-    return Scenario(seed, (NodeSpec("n1", {"gpu0": 24 * GI}),), models, tuple(requests), faults, pool, 220.0, latencies=latencies, lease=4.0)
+    return Scenario(seed, (NodeSpec("n1", {"gpu0": 24 * GI}),), models, tuple(requests), faults, pool, 140.0, latencies=latencies, lease=4.0)

@@ -28,6 +28,7 @@ class Result:
     outcomes: dict[str, int]
     waits: list[float]
     history: list[tuple[float, str]]
+    ended_at: float
     failure: InvariantError | None = None
 
 
@@ -83,6 +84,7 @@ class World:
             outcomes,
             waits,
             self.cluster.history,
+            self.timeline.now,
             failure,
         )
 
