@@ -18,6 +18,7 @@ from typing import Any
 from corral_server.download.get import Where
 from corral_server.download.header import HeaderBytes, read_header
 from corral_server.download.sources import split_parts
+from corral_server.kv_layers import kv_shares
 from corral_server.overhead import overhead_bytes
 from corral_server.reasons import UNSUPPORTED_MODEL, UNSUPPORTED_SOURCE, Failure
 from corral_server.settings import Settings
@@ -65,9 +66,13 @@ def estimate(source: str, spec_text: str, settings: Settings) -> dict[str, Any]:
     return _result(spec, parts, probed)
 
 
+def _names(spec: ServerSpec) -> list[str]:
+    return [re.split(r"[@?]", p)[0].rsplit("/", 1)[-1] for p in split_parts(spec.source)]
+
+
 def _sparse(parts: list[HeaderBytes], spec: ServerSpec, folder: Path) -> Path:
     """Files of the full size that hold nothing but their headers."""
-    names = [re.split(r"[@?]", p)[0].rsplit("/", 1)[-1] for p in split_parts(spec.source)]
+    names = _names(spec)
     for name, part in zip(names, parts, strict=True):
         file = folder / (name if len(parts) > 1 else "model.gguf")
         file.write_bytes(part.data)
@@ -82,7 +87,7 @@ def _probe(path: Path, parts: list[HeaderBytes], spec: ServerSpec, engine: Mappi
         "engine": engine,
         "headerBytes": len(parts[0].data),
         "fileBytes": parts[0].file_bytes,
-        "split": len(parts) > 1,
+        "others": [[str(path.parent / name), len(part.data)] for name, part in zip(_names(spec)[1:], parts[1:], strict=True)],
     }
     try:
         done = subprocess.run(
@@ -114,13 +119,10 @@ def _limit() -> None:
 def _result(spec: ServerSpec, parts: list[HeaderBytes], probed: dict[str, Any]) -> dict[str, Any]:
     meta, plan, buffers = probed["meta"], probed["plan"], probed["buffers"]
     arch = meta.get("general.architecture", "")
-    sizes = dict(probed["tensors"])
-    for part in parts[1:]:
-        # llama.cpp has accepted the whole; only the first part's tensors were listed by the probe.
-        sizes.update(dict.fromkeys((t.name for t in part.header.tensors), 0))
     overhead = overhead_bytes(probed["vocabulary"], plan["cells"], plan["microBatch"] if plan["pooling"] else spec.engine.slots)
-    layers, entrance, exit_bytes = _layers(sizes, probed["layers"])
+    layers, entrance, exit_bytes = _layers(probed["tensors"], probed["layers"])
     heads = parts[0].header.keys.get(f"{arch}.attention.head_count_kv")
+    caches = kv_shares(probed["kvLines"], buffers["kvCache"], probed["layers"], heads)
     result = {
         "ok": True,
         "architecture": arch,
@@ -136,14 +138,14 @@ def _result(spec: ServerSpec, parts: list[HeaderBytes], probed: dict[str, Any]) 
         "digest": parts[0].digest,
         "pooling": plan["pooling"],
         "chat": not plan["pooling"],
-        "perLayer": _run_lengths(layers, _kv_shares(buffers["kvCache"], probed["layers"], heads)),
+        "perLayer": _run_lengths(layers, caches),
         "input": entrance,
         "output": exit_bytes,
     }
     if len(json.dumps(result)) > _MESSAGE_LIMIT:
         # Hundreds of unlike layers: their mean is what still fits into a termination message.
         mean = [sum(layers) // max(len(layers), 1)] * len(layers)
-        result["perLayer"] = _run_lengths(mean, _kv_shares(buffers["kvCache"], probed["layers"], None))
+        result["perLayer"] = _run_lengths(mean, [sum(caches) // max(len(caches), 1)] * len(caches))
     return result
 
 
@@ -162,13 +164,6 @@ def _layers(sizes: Mapping[str, int], count: int) -> tuple[list[int], int, int]:
         # Tied embeddings: the output matrix is a second copy of the input's on the last device.
         leaving += sizes.get("token_embd.weight", 0)
     return layers, entrance, leaving
-
-
-def _kv_shares(total: int, count: int, heads: object) -> list[int]:
-    """The cache's bytes over the layers, by their number of heads when the header lists it."""
-    weights = [max(int(h), 0) for h in heads] if isinstance(heads, list) and len(heads) == count else [1] * count
-    whole = sum(weights)
-    return [total * w // whole if whole else 0 for w in weights]
 
 
 def _run_lengths(weights: list[int], caches: list[int]) -> list[list[int]]:

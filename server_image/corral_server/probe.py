@@ -35,20 +35,25 @@ def measure(order: dict[str, object]) -> dict[str, object]:
     with open(path, "rb") as file:  # noqa: PTH123
         header = parse_header(file.read(int(str(order["headerBytes"]))), str(order["source"]))
     sizes = {t.name: tensor_bytes(t.type, list(t.shape)) for t in header.tensors}
+    for other, length in order["others"]:  # type: ignore[attr-defined]
+        with open(other, "rb") as file:  # noqa: PTH123
+            part = parse_header(file.read(length), str(order["source"]))
+        sizes.update({t.name: tensor_bytes(t.type, list(t.shape)) for t in part.tensors})
     for tensor in header.tensors:
         end = header.data_start + tensor.offset + sizes[tensor.name]
-        if not order["split"] and end > int(str(order["fileBytes"])):
+        if not order["others"] and end > int(str(order["fileBytes"])):
             raise Failure(
                 NOT_A_GGUF,
                 f"{order['source']} is cut short: tensor {tensor.name} ends at byte {end}, the file has {order['fileBytes']}",
             )
-    log = Log()
+    log = Log(keep_all=True)
     L.llama_backend_init()
     begin = time.perf_counter()
     model = load_model(path, log, gpu_layers=0, no_alloc=True)
     meta = metadata(model)
     plan = make_plan(parse_engine(order["engine"]), ModelFacts.of(meta))
     context = make_context(model, plan, log)
+    said = [line for line in log.everything or () if "llama_kv_cache" in line or "llama_memory_recurrent" in line]
     return {
         "meta": {k: v for k, v in meta.items() if len(v) < 200},
         "hasTemplate": any(k.startswith("tokenizer.chat_template") for k in meta),
@@ -57,6 +62,7 @@ def measure(order: dict[str, object]) -> dict[str, object]:
         "vocabulary": L.llama_vocab_n_tokens(L.llama_model_get_vocab(model)),
         "buffers": breakdown(context),
         "tensors": sizes,
+        "kvLines": said,
         "seconds": time.perf_counter() - begin,
     }
 

@@ -32,6 +32,9 @@ log = logging.getLogger("corral.server")
 _STOP_TIMEOUT = 5.0
 _CRASHES = 3
 _CRASH_WINDOW = 120.0
+_MEASURE_EVERY = 15.0
+_WORTH_SAYING = 1 << 20
+"""A change of measured memory under this is not news: each one wakes everybody who polls."""
 
 
 class Supervisor:
@@ -232,6 +235,18 @@ class Supervisor:
             log.warning("%s", loaded["model"]["warning"])
         self.notify()
         self._spawn(self._serve(child, messages, order))
+        self._spawn(self._measure(child, loaded["memory"]))
+
+    async def _measure(self, child: Child, buffers: dict[str, int]) -> None:
+        """Keep the measured memory true while the engine lives: it grows with the prompts it has seen."""
+        while not child.exited.done():
+            await asyncio.wait({child.exited}, timeout=_MEASURE_EVERY)
+            if self.engine is None or self.engine.child is not child or self.life.state not in (State.LOADED, State.DRAINING):
+                continue
+            memory = self._memory(buffers)
+            if abs(memory["total"] - self.life.memory.get("total", 0)) >= _WORTH_SAYING:
+                self.life.measured(memory)
+                self.notify_cheaply()
 
     async def _await_loaded(self, child: Child, messages: Any, kills: int) -> dict[str, Any]:
         limit = self.settings.load_timeout

@@ -58,8 +58,8 @@ class Log:
     """llama.cpp's log lines: the last errors and warnings are kept for messages, nothing is printed."""
 
     def __init__(self, *, keep_all: bool = False) -> None:
-        self.lines: deque[str] = deque(maxlen=4000 if keep_all else 40)
-        self._keep_all = keep_all
+        self.lines: deque[str] = deque(maxlen=40)
+        self.everything: deque[str] | None = deque(maxlen=4000) if keep_all else None
         self._level = 0
         # The reference has to live as long as the process: llama.cpp calls it from C.
         self._callback = L.llama_log_callback(self._write)
@@ -69,10 +69,13 @@ class Log:
         # Level 5 continues the line before it.
         if level != 5:
             self._level = level
-        if self._keep_all or self._level in (3, 4):
+        serious = self._level in (3, 4)
+        if serious or self.everything is not None:
             line = text.decode("utf-8", "replace").strip()
-            if line:
+            if line and serious:
                 self.lines.append(line)
+            if line and self.everything is not None:
+                self.everything.append(line)
 
     def tail(self, count: int = 3) -> str:
         return " | ".join(list(self.lines)[-count:])
