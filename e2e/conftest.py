@@ -21,7 +21,6 @@ from e2e.support.world import MODELS, SYSTEM, World
 
 ROOT = Path(__file__).resolve().parents[1]
 CAPACITY, MARGIN = "900Mi", "64Mi"
-SCENARIOS = {"test_main_job", "test_memory", "test_gitops", "test_bad_input", "test_kill", "test_ingress", "test_explain", "test_load"}
 
 
 @pytest.fixture(scope="session")
@@ -94,6 +93,12 @@ def front_doors(whole_world: World, cluster: dict[str, str]) -> dict[str, tuple[
     assert whole_world.gateway
     address = f"http://{cluster['CORRAL_E2E_INGRESS']}"
     return {"ingress": (address, install.INGRESS_HOST), "route": (address, install.ROUTE_HOST)}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test of a run also waits for the cluster, the images and the chart."""
+    for item in items:
+        item.add_marker(pytest.mark.timeout(1500))
 
 
 @pytest.hookimpl(wrapper=True)

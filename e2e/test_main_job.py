@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import threading
 import time
 
@@ -22,6 +23,19 @@ def trio(world: World):
     world.wait_ready(*TRIO)
     yield TRIO
     world.remove_models()
+
+
+@pytest.fixture
+def settings(world: World):
+    """Change the pool's policy for one test."""
+    before = world.kubectl.get("mp", "default")["spec"]
+
+    def change(**spec):
+        world.kubectl.run("patch", "mp", "default", "--type=merge", "-p", json.dumps({"spec": spec}))
+
+    yield change
+    world.remove_models()
+    world.kubectl.run("patch", "mp", "default", "--type=merge", "-p", json.dumps({"spec": before}))
 
 
 def test_three_models_take_the_room_of_two_and_the_least_recently_used_makes_room(world: World, trio):
@@ -86,7 +100,8 @@ def test_a_model_that_can_never_fit_answers_at_once_with_the_arithmetic_and_evic
     assert not world.pods("whale")
 
 
-def test_nothing_evicts_a_model_while_a_client_streams_from_it(world: World):
+def test_nothing_evicts_a_model_while_a_client_streams_from_it(world: World, settings):
+    settings(fairness={"maxWait": "90s", "turn": "10s"})
     world.apply(*(deployment(name, world.sources[f"{name}-for-ever"]) for name in ("alpaca", "badger")), deployment("camel", world.sources["camel"]))
     world.wait_ready("alpaca", "badger", "camel")
     stop = threading.Event()
@@ -94,15 +109,26 @@ def test_nothing_evicts_a_model_while_a_client_streams_from_it(world: World):
     until("both stream", lambda: all(s.pieces > 3 for s in streams), 60)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         late = pool.submit(ask, world, "camel")
-        world.wait_condition("camel", "Loaded", "False", "WaitingForMemory")
+        until("camel waits", lambda: world.condition("camel", "Loaded").get("reason", "").startswith("WaitingFor"), 60)
         time.sleep(2)  # long enough for a wrong eviction to show, short of the pool's maxWait
         assert world.loaded() == {"alpaca", "badger"}
         assert not any(s.ended for s in streams)
-        message = world.condition("camel", "Loaded")["message"]
-        assert "in flight" in message
+        assert "in flight" in world.condition("camel", "Loaded")["message"]
         stop.set()
         assert late.result(60) == "I am camel."
-    world.remove_models()
+
+
+def test_a_busy_models_turn_ends_when_another_has_waited_long_enough(world: World, settings):
+    settings(fairness={"maxWait": "2s", "turn": "2s"}, eviction={"minResidency": "0s", "drainTimeout": "3s"})
+    world.apply(*(deployment(name, world.sources[f"{name}-for-ever"]) for name in ("alpaca", "badger")), deployment("camel", world.sources["camel"]))
+    world.wait_ready("alpaca", "badger", "camel")
+    stop = threading.Event()
+    streams = [stream(world, name, stop, max_tokens=100_000) for name in ("alpaca", "badger")]
+    until("both stream", lambda: all(s.pieces > 3 for s in streams), 60)
+    assert ask(world, "camel") == "I am camel."
+    ended = until("one of the streams was ended", lambda: next((s for s in streams if s.ended), None), 30)
+    assert "turn" in str(ended.error)
+    stop.set()
 
 
 def test_every_answer_has_the_headers_of_its_way(world: World, trio):

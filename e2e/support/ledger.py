@@ -36,24 +36,27 @@ class Witness:
     events: int = 0
     history: list[tuple[float, str, str, int]] = field(default_factory=list)  # time, pod, node, allocated bytes
     _process: subprocess.Popen[str] | None = None
+    _thread: threading.Thread | None = None
     _stopped: bool = False
 
     def start(self) -> None:
-        threading.Thread(target=self._follow, daemon=True).start()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         self._stopped = True
         if self._process:
             self._process.kill()
+        if self._thread:
+            self._thread.join(10)
 
     def _follow(self) -> None:
         while not self._stopped:
             args = ("get", "pods", "-A", "-l", "app.kubernetes.io/component=server", "--watch", "--output-watch-events", "-o", "json")
-            self._process = subprocess.Popen(self.kubectl.command(*args), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-            seen: set[str] = set()
-            for event in _documents(self._process):
-                seen.add(event["object"]["metadata"]["uid"])
-                self._take(event)
+            with subprocess.Popen(self.kubectl.command(*args), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as self._process:
+                self.pods.clear()  # what went while nobody looked must not count; a new watch begins with all that is there
+                for event in _documents(self._process):
+                    self._take(event)
             time.sleep(0.2)
 
     def _take(self, event: dict[str, Any]) -> None:
