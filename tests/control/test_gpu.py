@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from corral.control.create import memory_beside_gpu, memory_limit
 from corral.control.facts import Facts
+from corral.control.limits import memory_beside_gpu, memory_limit
 from corral.control.observation import MemoryUse, SupervisorStatus
 from corral.control.settings import MI, ControlSettings
 from corral.domain.footprint import need_on

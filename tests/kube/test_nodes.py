@@ -138,3 +138,16 @@ BIG_TWIN = pool("d", "2026-01-03T00:00:00Z", nodeSelector={"kind": "big"})
 def test_a_node_belongs_to_one_pool(pools, labels, winner, losers):
     found, overlapping = pool_of(labels, parsed(*pools))
     assert (found.metadata.name if found else None, overlapping) == (winner, losers)
+
+
+def test_the_sink_learns_which_pools_would_have_the_node_too():
+    cluster = Cluster()
+    for name, selector in (("gold", {"tier": "a"}), ("silver", {"tier": "a"}), ("rest", {})):
+        cluster.pools.put_pool(pool(name, nodeSelector=selector))
+    cluster.node(labels={"tier": "a"})
+    cluster.sync()
+    found = cluster.sink.nodes["node-1"][0]
+    assert (found.pool, found.overlapping) == ("gold", ("silver",))
+    cluster.pools.remove_pool("gold")
+    found = cluster.sink.nodes["node-1"][0]
+    assert (found.pool, found.overlapping) == ("silver", ())

@@ -184,6 +184,8 @@ class World:
                     continue
                 commit = json.loads(pod.record.annotations.get(COMMIT) or '{"devices": {}}')["devices"]
                 allocated += pod.record.memory_request
+                if pod.supervisor.resident and 0 < pod.record.memory_limit < pod.supervisor.total:
+                    self.faults.append(f"{pod.record.name} uses {pod.supervisor.total} of its limit {pod.record.memory_limit}")
                 if pod.supervisor.resident and not commit:
                     self.faults.append(f"{pod.record.name} runs an engine without a commitment")
                 for device, count in commit.items():
@@ -264,7 +266,7 @@ class World:
         record = PodRecord(
             namespace=request.namespace, name=request.name, uid=uid, model=request.model, revision=request.revision, pool=request.pool,
             node=request.devices[0].node, devices=tuple(it.id for it in request.devices), created=time.time(), owner_uid=request.owner_uid,
-            memory_request=request.memory_request, memory_wanted=request.memory_request,
+            memory_request=request.memory_request, memory_wanted=request.memory_request, memory_limit=request.memory_limit,
             annotations={DEVICES: json.dumps([it.id for it in request.devices])},
         )  # fmt: skip
         supervisor = FakeSupervisor(uid, self.sizes[request.model], request.memory_request, self._heard, self.told)
@@ -395,12 +397,12 @@ class Client:
             merged = {**found.record.annotations, **annotations}
             return self.world.put(found, annotations={key: value for key, value in merged.items() if value is not None})
 
-    async def resize(self, pod: PodRecord, memory_request: int) -> PodRecord:
+    async def resize(self, pod: PodRecord, memory_request: int, memory_limit: int = 0) -> PodRecord:
         async with self._call("resize"):
             found = self._find(pod)
             if memory_request > self.world.nodes[found.record.node].capacity:
                 raise Refused("more than the node has")
-            answer = self.world.put(found, memory_wanted=memory_request)
+            answer = self.world.put(found, memory_wanted=memory_request, memory_limit=memory_limit or found.record.memory_limit)
             self.world.later(self.world.grant)
             return answer
 

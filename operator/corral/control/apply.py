@@ -27,6 +27,9 @@ from corral.kube.ports import LOADED_FOR, TURN, Conflict, Gone, NotLeader, Refus
 
 log = logging.getLogger(__name__)
 
+LIMIT_NEAR = 0.9
+"""A resident pod that uses more than this share of its memory limit gets a larger one."""
+
 
 class Applier:
     def __init__(self, shell: Shell, recorder: Recorder, metrics: Metrics) -> None:
@@ -149,6 +152,8 @@ class Applier:
             served = status.state is ReplicaState.LOADED and status.served > 0
             if served and LOADED_FOR in record.annotations:
                 self._run(f"mark {key}", self._mark(key, {LOADED_FOR: None}))
+            elif status.memory.total > record.memory_limit * LIMIT_NEAR and self._shell.limit(pod):
+                self._run(f"limit {key}", self._raise_limit(key))
             return
         facts = store.facts.get(record.model)
         if (
@@ -166,6 +171,12 @@ class Applier:
         if pod.commitment is not None or idle_host:
             store.order(key, Order("Evict", "Released", now))
             self._run(key, self._release(key))
+
+    async def _raise_limit(self, key: str) -> None:
+        """It uses more than was foreseen when its limit was set: before it is killed for that, the limit goes up, in place."""
+        pod = self._shell.pod(key)
+        if pod is not None and pod.resident and (limit := self._shell.limit(pod)):
+            self._shell.store.put_pod(await self._shell.workloads.resize(pod.record, max(pod.record.memory_wanted, pod.record.memory_request), limit))
 
     async def _release(self, key: str) -> None:
         await self._shell.release(key)

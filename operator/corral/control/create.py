@@ -6,30 +6,16 @@ import asyncio
 import logging
 
 from corral.api import effective
+from corral.control.limits import memory_beside_gpu, memory_limit
 from corral.control.pods import Order
-from corral.control.settings import MI, ControlSettings
 from corral.control.shell import Shell
 from corral.control.translate import Deployment
 from corral.domain import reasons
-from corral.domain.model import HOST_ID, DeviceKind, Footprint
+from corral.domain.model import HOST_ID, DeviceKind
 from corral.domain.plan import Create
 from corral.kube.ports import Conflict, EstimateRequest, NotLeader, PodRecord, Refused, ReplicaRequest
 
 log = logging.getLogger(__name__)
-
-
-def memory_limit(footprint: Footprint | None, settings: ControlSettings, kind: DeviceKind = DeviceKind.HOST) -> int:
-    """So far above the footprint that nobody is killed for what was not foreseen. 0: none, while nothing is known."""
-    if footprint is None:
-        return 0
-    # Weights on their way to a GPU pass through the page cache, which is given back under pressure.
-    total = footprint.on_host + settings.gpu_host_extra if kind is DeviceKind.GPU else max(footprint.estimated, footprint.measured)
-    return -(-max(int(total * settings.limit_factor), total + settings.limit_extra) // MI) * MI
-
-
-def memory_beside_gpu(footprint: Footprint | None, residue: int) -> int:
-    """What a pod on a GPU requests of main memory, awake or asleep: no ledger of ours counts it, so the scheduler has to."""
-    return max(residue, -(-(footprint.input + footprint.overhead) // MI) * MI if footprint is not None else 0)
 
 
 def planned(shell: Shell, action: Create) -> ReplicaRequest | None:

@@ -109,11 +109,11 @@ async def _granted(shell: Shell, action: Load) -> bool:
     pod = shell.pod(key)
     if pod is None:
         return False
-    if not need or pod.record.memory_request >= need:
+    if not need or (pod.record.memory_request >= need and not shell.limit(pod)):
         return True
     node, why = pod.record.node, f"the kubelet did not grant {need} bytes within {shell.settings.grant_timeout:g} s"
     try:
-        shell.store.put_pod(await shell.workloads.resize(pod.record, need))
+        shell.store.put_pod(await shell.workloads.resize(pod.record, need, shell.limit(pod)))
         await shell.store.until(key, lambda it: it is None or it.gone or it.record.memory_request >= need, shell.settings.grant_timeout)
     except Refused as error:
         why = str(error)

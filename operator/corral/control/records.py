@@ -31,4 +31,5 @@ class Records:
     pool_objects: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # as read, with their status
     pods: dict[str, Pod] = field(default_factory=dict)
     going: dict[str, float] = field(default_factory=dict)  # pods whose deletion was ordered and not seen: until when it is believed
+    overlaps: dict[str, dict[str, str]] = field(default_factory=dict)  # pool -> nodes that it selects too -> the pool that has them
     dirty: Dirty = field(default_factory=Dirty)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from corral.control.limits import memory_limit
 from corral.control.observation import SupervisorStatus, seconds_of
 from corral.control.pods import Pod
 from corral.control.settings import MI, ControlSettings
@@ -47,6 +48,14 @@ class Shell:
         """The memory request of a sleeping pod: whole mebibytes."""
         facts = self.store.facts.get(model)
         return -(-max(facts.residue if facts else 0, self.settings.residue) // MI) * MI
+
+    def limit(self, pod: Pod) -> int:
+        """The memory limit that a pod on host memory should have by what is known now: it only goes up. 0: as it is."""
+        model = self.store.state.models.get(pod.record.model)
+        if not pod.host or not pod.record.memory_limit or model is None:
+            return 0
+        wanted = memory_limit(model.footprint, self.settings)
+        return wanted if wanted > pod.record.memory_limit else 0
 
     async def annotate(self, key: str, annotations: Mapping[str, str | None], *, holds: Callable[[Pod], bool]) -> bool:
         """Annotate with a precondition, against newer versions of the pod as long as `holds`; False when it does not any more, or the pod is gone."""

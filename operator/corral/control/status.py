@@ -26,6 +26,7 @@ from corral.kube.ports import MODEL_LABEL
 
 MINUTE = 60.0
 LISTED_DEVICES = 512
+LISTED_OVERLAPS = 8
 
 
 def whole(seconds: float) -> str:
@@ -173,9 +174,9 @@ def _explanation(found: Explanation) -> dict[str, Any]:
     )
 
 
-def pool_conditions(pool: ModelPool, state: State, former: Mapping[str, Any], now: float) -> list[dict[str, Any]]:
-    """`Ready`: the pool has a device. Other conditions of the pool are their writers'."""
-    nodes = {device.key.node for device in state.devices.values() if device.pool == pool.metadata.name}
+def pool_conditions(pool: ModelPool, state: State, overlaps: Mapping[str, str], former: Mapping[str, Any], now: float) -> list[dict[str, Any]]:
+    """`Ready`: the pool has a device. `Overlapping`: nodes that it selects belong to another pool (`overlaps`: node -> whose)."""
+    nodes = {key.node for key in state.by_pool.get(pool.metadata.name, ())}
     ready = Condition(
         "Ready",
         "True" if nodes else "False",
@@ -184,16 +185,25 @@ def pool_conditions(pool: ModelPool, state: State, former: Mapping[str, Any], no
         now,
         pool.metadata.generation,
     )
-    return conditions_json([ready], former.get("conditions") or (), pool.metadata.generation, now)
+    found = [ready]
+    if overlaps:
+        found.append(_overlapping(pool, overlaps, now))
+    return conditions_json(found, former.get("conditions") or (), pool.metadata.generation, now)
+
+
+def _overlapping(pool: ModelPool, overlaps: Mapping[str, str], now: float) -> Condition:
+    shown = ", ".join(f"{node} to {overlaps[node]}" for node in sorted(overlaps)[:LISTED_OVERLAPS])
+    more = f" and {len(overlaps) - LISTED_OVERLAPS} more" if len(overlaps) > LISTED_OVERLAPS else ""
+    message = f"Nodes that spec.nodeSelector matches belong to other pools: {shown}{more}. Let the selectors not overlap."
+    return Condition(reasons.OVERLAPPING, "True", reasons.OVERLAPPING, message, now, pool.metadata.generation)
 
 
 def pool_status(pool: ModelPool, state: State, models: int, conditions: list[dict[str, Any]]) -> dict[str, Any]:
     """A pool's devices as the decision counts them."""
     name = pool.metadata.name
     devices, capacity, committed, free, nodes = [], 0, 0, 0, set()
-    for key, device in sorted(state.devices.items()):
-        if device.pool != name:
-            continue
+    for key in state.by_pool.get(name, ()):
+        device = state.devices[key]
         used = state.used.get(key, 0)
         left = max(0, device.usable - used)
         capacity, committed, free = capacity + device.capacity, committed + used, free + left

@@ -143,6 +143,7 @@ class Store:
         for key in self._devices.get(node.name, set()) - {device.key for device in devices}:
             self.state.remove_device(key)
         self._devices[node.name] = {device.key for device in devices}
+        self._note_overlaps(self.state.nodes.get(node.name), node)
         self.state.put_node(node)
         for device in devices:
             self.state.put_device(device)
@@ -155,8 +156,18 @@ class Store:
         node = self.state.nodes.get(name)
         if node is not None:
             self.dirty.pools.add(node.pool)
+            self._note_overlaps(node, None)
         self.state.remove_node(name)
         self.wake.set()
+
+    def _note_overlaps(self, old: Node | None, new: Node | None) -> None:
+        overlaps = self.records.overlaps
+        for pool in old.overlapping if old is not None else ():
+            overlaps[pool].pop(old.name, None)  # type: ignore[union-attr]
+            self.dirty.pools.add(pool)
+        for pool in new.overlapping if new is not None else ():
+            overlaps.setdefault(pool, {})[new.name] = new.pool  # type: ignore[union-attr]
+            self.dirty.pools.add(pool)
 
     def synced(self, source: str) -> None:
         if source not in SOURCES:

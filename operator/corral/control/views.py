@@ -64,4 +64,9 @@ class Renderer:
         if pool is None:
             return None
         models = len(self._store.projection.models_of_pool(name))
-        return pool_status(pool, self._store.state, models, pool_conditions(pool, self._store.state, self.former_pool(name), self._clock()))
+        return pool_status(
+            pool,
+            self._store.state,
+            models,
+            pool_conditions(pool, self._store.state, self._store.records.overlaps.get(name, {}), self.former_pool(name), self._clock()),
+        )

@@ -62,5 +62,6 @@ class Pools:
         """The pool of that name, or the default settings where there is none."""
         return self._pools.get(name, DEFAULT_POOL)
 
-    def of(self, labels: Mapping[str, str]) -> ModelPool | None:
-        return pool_of(labels, tuple(self._pools.values()) or (DEFAULT_POOL,))[0]
+    def of(self, labels: Mapping[str, str]) -> tuple[ModelPool | None, tuple[str, ...]]:
+        """The pool that has a node of these labels, and those that overlap with it there."""
+        return pool_of(labels, tuple(self._pools.values()) or (DEFAULT_POOL,))

@@ -101,7 +101,7 @@ class NodeBook:
         found = self._facts.get(name)
         if found is None or self._missing:
             return
-        pool = self._pools.of(found.labels)
+        pool, overlapping = self._pools.of(found.labels)
         use = self.foreign.of(name)
         devices = tuple(self._backends.inventory(found, pool, use)) if pool else ()
         tolerated = GPU_TAINTS if any(device.kind is DeviceKind.GPU for device in devices) else ()
@@ -114,6 +114,7 @@ class NodeBook:
             schedulable=not found.unschedulable,
             not_ready_since=None if found.ready else found.ready_since,
             pod_slots=max(0, found.pods - use.pods),
+            overlapping=overlapping,
         )
         told = (node, devices)
         if self._told.get(name) != told:

@@ -81,6 +81,7 @@ def record(obj: Mapping[str, Any]) -> PodRecord:
         failure=failure,
         memory_request=granted,
         memory_wanted=memory_of(container.get("resources")),
+        memory_limit=memory_of(container.get("resources"), "limits"),
         resize_pending=f"{pending.get('reason', '')}: {pending.get('message', '')}" if pending else "",
         restarts=restarts,
         owner_uid=str(owner.get("uid", "")),

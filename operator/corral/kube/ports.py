@@ -69,6 +69,7 @@ class PodRecord:
     failure: str = ""  # one of corral.domain.reasons when the pod cannot start as it is (SecretNotFound, ...), else empty
     memory_request: int = 0  # allocated by the kubelet (allocatedResources), host memory only
     memory_wanted: int = 0  # in the spec
+    memory_limit: int = 0  # in the spec; 0: none
     resize_pending: str = ""  # "", Deferred or Infeasible, with the kubelet's message
     restarts: int = 0
     owner_uid: str = ""
@@ -120,8 +121,8 @@ class Workloads(Protocol):
     async def annotate(self, pod: PodRecord, annotations: Mapping[str, str | None], *, precondition: bool) -> PodRecord:
         """Set (or remove, None) annotations; with the record's resourceVersion as precondition when asked."""
 
-    async def resize(self, pod: PodRecord, memory_request: int) -> PodRecord:
-        """Ask for another memory request, in place. The grant shows in later records' `memory_request`."""
+    async def resize(self, pod: PodRecord, memory_request: int, memory_limit: int = 0) -> PodRecord:
+        """Ask for another memory request (and limit, 0: as it is), in place. The grant shows in later records' `memory_request`."""
 
     async def estimate(self, request: EstimateRequest) -> Mapping[str, Any]:
         """Run the estimate where an untrusted header may be parsed; its JSON (docs/contracts.md). Cleans up after itself."""

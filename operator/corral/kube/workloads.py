@@ -74,11 +74,9 @@ class KubeWorkloads:
             metadata["resourceVersion"] = pod.resource_version
         return self._record(await self._client.patch(PODS.path(pod.namespace, pod.name), {"metadata": metadata}))
 
-    async def resize(self, pod: PodRecord, memory_request: int) -> PodRecord:
-        body = {
-            "metadata": {"uid": pod.uid},
-            "spec": {"containers": [{"name": CONTAINER, "resources": {"requests": {"memory": str(memory_request)}}}]},
-        }
+    async def resize(self, pod: PodRecord, memory_request: int, memory_limit: int = 0) -> PodRecord:
+        resources = {"requests": {"memory": str(memory_request)}} | ({"limits": {"memory": str(memory_limit)}} if memory_limit else {})
+        body = {"metadata": {"uid": pod.uid}, "spec": {"containers": [{"name": CONTAINER, "resources": resources}]}}
         return self._record(await self._client.patch(PODS.path(pod.namespace, pod.name, "resize"), body, STRATEGIC_MERGE))
 
     async def estimate(self, request: EstimateRequest) -> Mapping[str, Any]:

@@ -129,7 +129,7 @@ class LocalPods:
         self._change(found, annotations={name: value for name, value in merged.items() if value is not None})
         return found.record
 
-    async def resize(self, pod: PodRecord, memory_request: int) -> PodRecord:
+    async def resize(self, pod: PodRecord, memory_request: int, memory_limit: int = 0) -> PodRecord:  # noqa: ARG002 - processes have no limit
         self._check()
         found = self._found(pod)
         # No kubelet has a say on one machine: what is asked for is granted.
