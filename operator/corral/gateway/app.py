@@ -33,6 +33,8 @@ from corral.gateway.watching import Watcher
 
 log = logging.getLogger("corral.gateway")
 
+PREFIX_SECONDS = 5.0
+"""How long a pod's token is used without asking the signer whether it has a newer one."""
 _POSTS = {path.encode(): route for (method, path), route in PROXIED.items() if method == "POST"}
 """By what a request line says when it has no query: nearly all requests."""
 
@@ -60,7 +62,7 @@ class Gateway:
         self._count = 0
         self._started = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._prefixes: dict[str, tuple[str, str, bytes]] = {}
+        self._prefixes: dict[str, tuple[float, str, bytes]] = {}
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
@@ -125,14 +127,15 @@ class Gateway:
 
     def prefix_of(self, replica: ReplicaView) -> bytes:
         """What every request to this pod says, between its target and its id."""
-        token = self.tokens.infer_token(replica.uid)
         kept = self._prefixes.get(replica.uid)
-        if kept is not None and kept[0] is token and kept[1] == replica.host:
+        now = self.driver.now()
+        if kept is not None and now < kept[0] and kept[1] == replica.host:
             return kept[2]
         if len(self._prefixes) > 4096:
             self._prefixes.clear()
+        token = self.tokens.infer_token(replica.uid)
         text = f" HTTP/1.1\r\nhost: {replica.host}\r\nauthorization: Bearer {token}\r\nx-request-id: ".encode()
-        self._prefixes[replica.uid] = (token, replica.host, text)
+        self._prefixes[replica.uid] = (now + PREFIX_SECONDS, replica.host, text)
         return text
 
     @staticmethod
@@ -151,7 +154,7 @@ class Gateway:
 
     def sending(self, exchange: Exchange) -> None:
         """A request is being sent."""
-        self.metrics.added(max(0.0, self.driver.now() - exchange.arrived - exchange.waited))
+        self.metrics.added(self.driver.now() - exchange.arrived - exchange.waited)
 
     def held(self, exchange: Exchange) -> None:
         """A request begins to wait. Its body stays in memory only while few bytes wait there."""

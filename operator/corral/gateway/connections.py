@@ -16,7 +16,7 @@ from typing import Any, cast
 import httptools
 
 from corral.gateway.replies import Reply
-from corral.gateway.requests import Request
+from corral.gateway.requests import PLAIN, Request
 from corral.gateway.settings import GatewaySettings
 
 BODY_HIGH_WATER = 64 * 1024
@@ -139,8 +139,13 @@ class ClientConnection(asyncio.Protocol):
         self._parsing.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_headers and self._parsing is not None:  # trailers are thrown away
-            self._parsing.add(name.lower(), value)
+        request = self._parsing
+        if self._in_headers and request is not None:  # trailers are thrown away
+            name = name.lower()
+            if name in PLAIN:
+                request.passing += (name, b": ", value, b"\r\n")
+            else:
+                request.add(name, value)
 
     def on_headers_complete(self) -> None:
         self._in_headers = False
@@ -157,9 +162,10 @@ class ClientConnection(asyncio.Protocol):
             if version == "1.0":
                 request.old = True
                 request.keep_alive = False
-        fault = request.fault(version)
-        if fault is not None:
-            raise httptools.HttpParserError(fault)
+        if request.twice or b"transfer-encoding" in known or b"host" not in known:
+            fault = request.fault(version)
+            if fault is not None:
+                raise httptools.HttpParserError(fault)
         if b"expect" in known:
             request.expects_continue = known[b"expect"].lower() == b"100-continue"
         self._waiting.append(request)

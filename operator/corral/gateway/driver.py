@@ -96,9 +96,9 @@ class Driver:
 
     # Requests
 
-    def arrive(self, arrival: Arrival) -> Grant | Reject | asyncio.Future[Outcome]:
-        """The machine's answer; for Wait a future of the answer to come."""
-        return self._own(arrival.id, self.machine.arrive(arrival, self.now()))
+    def arrive(self, arrival: Arrival, now: float | None = None) -> Grant | Reject | asyncio.Future[Outcome]:
+        """The machine's answer; for Wait a future of the answer to come. `now`: when the caller has just looked."""
+        return self._own(arrival.id, self.machine.arrive(arrival, self.now() if now is None else now))
 
     def refused(self, request: str, *, unreachable: bool) -> Grant | Reject | asyncio.Future[Outcome]:
         return self._own(request, self.machine.refused(request, self.now(), unreachable=unreachable))

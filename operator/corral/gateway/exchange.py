@@ -18,7 +18,7 @@ from corral.gateway import bodies, errors, usage
 from corral.gateway.bodies import Asked, ClientGone, KeptBody
 from corral.gateway.effects import Arrival, Grant, Reject, Rejection
 from corral.gateway.errors import Refused, refuse
-from corral.gateway.headers import EVENT_STREAM, header_text, passing, stream_lines
+from corral.gateway.headers import EVENT_STREAM, passing, stream_lines
 from corral.gateway.keys import ApiKey
 from corral.gateway.limits import Admission
 from corral.gateway.naming import Route
@@ -57,6 +57,8 @@ class Exchange:
     link: PodConnection | None = None
     """The pod's connection, while an answer is awaited or passes."""
     waiter: asyncio.Future[Any] | None = None
+    at_once = False
+    """Nothing of it had to be waited for yet: it is still the moment of its arrival."""
     gone = False
     over = False
     committed = False
@@ -91,12 +93,14 @@ class Exchange:
         try:
             self.api_key = self.gateway.access.authenticate(request.known)
             if request.complete and self.proxied.carries is Carries.JSON:
+                self.at_once = True
                 self._check_encoding()
                 self.body = bodies.keep(request.take(), self.gateway.bodies)
                 self.asked = bodies.peek(self.body.in_memory or b"")
                 outcome = self._arrive()
                 if isinstance(outcome, Grant) and self._send_at_once(outcome):
                     return
+                self.at_once = False
                 self.gateway.spawn(self._slowly(outcome))
             else:
                 self.gateway.spawn(self._slowly(None))
@@ -255,8 +259,8 @@ class Exchange:
             arrival = Arrival(self.id, route.key, size, affinity, autoload)
         else:
             self._admit(key, route.asked)
-            arrival = Arrival(self.id, route.key, size, affinity, autoload, key.may("wake"), key.id, key.waiting_share)
-        outcome = gateway.driver.arrive(arrival)
+            arrival = Arrival(self.id, route.key, size, affinity, autoload, "wake" in key.scopes, key.id, key.waiting_share)
+        outcome = gateway.driver.arrive(arrival, self.arrived if self.at_once else None)
         gateway.arrived(self, resident=isinstance(outcome, Grant))
         return outcome
 
@@ -368,10 +372,7 @@ class Exchange:
     def _head(self, grant: Grant) -> bytes:
         request, route = self.request, self.route
         assert route is not None  # noqa: S101 - there is a grant
-        lines = [request.method, b" ", request.target, self.gateway.prefix_of(grant.replica), self.request_id]
-        lines += (b"\r\nx-corral-served-name: ", header_text(route.asked), b"\r\n")
-        if route.adapter:
-            lines += (b"x-corral-adapter: ", header_text(route.adapter), b"\r\n")
+        lines = [request.method, b" ", request.target, self.gateway.prefix_of(grant.replica), self.request_id, b"\r\n", route.lines]
         if self.counts_tokens:
             lines.append(b"x-corral-usage: 1\r\n")
         if self.body is not None:

@@ -206,7 +206,7 @@ class Machine:
         self._places += 1
         ticket = _Ticket(arrival, self._places, now, now + model.view.hold.timeout)
         if not model.queue:
-            candidates = self._open(model)
+            candidates = [replica for replica in model.replicas.values() if replica.open]
             if candidates:
                 self._tickets[arrival.id] = ticket
                 return [self._grant(model, ticket, candidates, now)]
@@ -469,8 +469,8 @@ class Machine:
         replica.by_hint = by_hint
 
     def _mark(self, key: str, now: float, *, urgent: bool = False) -> None:
-        self._schedule.mark(key, now, urgent=urgent)
-        self.sooner = True
+        if self._schedule.mark(key, now, urgent=urgent):
+            self.sooner = True
 
     def _why_not_hold(self, model: _Model, view: ModelView, arrival: Arrival) -> Rejection | None:
         if not arrival.autoload:
@@ -502,6 +502,7 @@ class Machine:
             slot = (model.key, arrival.key)
             self._waiting_by_key[slot] = self._waiting_by_key.get(slot, 0) + 1
         heapq.heappush(self._deadlines, (ticket.deadline, ticket.place, arrival.id))
+        self.sooner = True
         self._busy.add(model.key)
         self._mark(model.key, now, urgent=urgent)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from corral.gateway.headers import header_text
 from corral.gateway.ports import ModelView
 
 ROUTES_MAX = 4096
@@ -20,6 +21,13 @@ class Route:
     key: str
     asked: str
     adapter: str = ""
+    lines: bytes = b""
+    """What the pod is told of it: header lines."""
+
+
+def _lines(asked: str, adapter: str = "") -> bytes:
+    served = b"x-corral-served-name: %b\r\n" % header_text(asked)
+    return served + b"x-corral-adapter: %b\r\n" % header_text(adapter) if adapter else served
 
 
 class Names:
@@ -59,12 +67,12 @@ class Names:
     def _resolve(self, asked: str) -> Route | None:
         key = self._key_of(asked)
         if key is not None:
-            return Route(key, asked)
+            return Route(key, asked, "", _lines(asked))
         base, colon, adapter = asked.rpartition(":")
         if colon:
             key = self._key_of(base)
             if key is not None and adapter in self._models[key].adapters:
-                return Route(key, asked, adapter)
+                return Route(key, asked, adapter, _lines(asked, adapter))
         return None
 
     def served(self) -> Iterator[tuple[str, ModelView]]:

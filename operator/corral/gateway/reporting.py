@@ -19,12 +19,14 @@ class ReportSchedule:
         self._due: float | None = None
         self._last = float("-inf")
 
-    def mark(self, key: str, now: float, *, urgent: bool = False) -> None:
-        """This model's demand is not what the last report said."""
+    def mark(self, key: str, now: float, *, urgent: bool = False) -> bool:
+        """This model's demand is not what the last report said. Whether the next report is due earlier than before."""
         self.changed.add(key)
-        due = now if urgent else max(now, self._last + INTERVAL)
+        due = now if urgent or now > self._last + INTERVAL else self._last + INTERVAL
         if self._due is None or due < self._due:
             self._due = due
+            return True
+        return False
 
     def due_at(self, *, active: bool) -> float | None:
         """When the next report goes out, if nothing else happens."""

@@ -37,9 +37,11 @@ KEPT_HERE = HOP_BY_HOP | {
 """Headers of a request that are not sent on."""
 LOOKED_AT = frozenset({b"content-type", b"content-encoding", b"traceparent"})
 """Headers that are sent on and are read here as well."""
+PLAIN = frozenset({b"accept", b"user-agent", b"accept-language"})
+"""Headers that go on and mean nothing here: those that nearly every client sends."""
 _ONCE = frozenset({b"host", b"content-length", b"transfer-encoding"})
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-_id_prefix = os.urandom(8).hex()
+_id_prefix = os.urandom(8).hex().encode()
 _id_count = count(int.from_bytes(os.urandom(4), "little"))
 
 
@@ -127,7 +129,7 @@ class Request:
         given = self.known.get(b"x-request-id")
         if given and _REQUEST_ID.fullmatch(given):
             return given
-        return f"{_id_prefix}{next(_id_count):016x}".encode()
+        return b"%b%016x" % (_id_prefix, next(_id_count))
 
     # The body
 
