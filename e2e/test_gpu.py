@@ -264,12 +264,12 @@ def rewrite(file: Path, text: str) -> None:
 
 
 def test_a_second_namespace_gets_a_gpu_that_the_first_ones_sleeping_pods_held(world: World):
-    world.apply(gpus.pool(idle={"sleepAfter": "3s", "stopAfter": "2h"}))
     try:
         names = ["pig", "ram", "rat", "yak"]
         apply(world, *names)
         before = load(world, *names)
         assert len({it.devices for it in before.values()}) == 4
+        world.apply(gpus.pool(idle={"sleepAfter": "3s", "stopAfter": "2h"}))
         until("all sleep", lambda: not placements(world), 90)
         alive = pods(world, TEAM_A)
         assert len(alive) == 4

@@ -106,12 +106,12 @@ def allocated(pod: dict[str, Any]) -> int:
 
 
 def _documents(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
-    """The JSON documents that kubectl prints one after another, over many lines each."""
+    """The JSON documents that kubectl prints one after another, on one line each or over many."""
     decoder, text = json.JSONDecoder(), ""
     assert process.stdout is not None
     for line in process.stdout:
         text += line
-        if line.rstrip() == "}":
+        if line.startswith(("{", "}")) and line.rstrip().endswith("}"):
             document, end = decoder.raw_decode(text.lstrip())
             text = text.lstrip()[end:]
             yield document
