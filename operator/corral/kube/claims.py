@@ -230,6 +230,7 @@ class ClaimKeeper:
     async def sweep(self) -> list[str]:
         """Delete what has been unused for long enough; their names."""
         gone, now = [], self._clock()
+        self._used = {key: at for key, at in self._used.items() if now - at < UNUSED_FOR or self._book.get(*key) is not None}
         for facts in self._book.ours():
             if facts.deleting:
                 continue

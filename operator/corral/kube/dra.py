@@ -36,7 +36,7 @@ class Dra:
         self._classes: dict[str, ClassFacts] = {}
         self._clock = clock
         self._known: dict[str, dict[str, tuple[GpuDevice, float | None]]] = {}  # node -> device id -> device, absent since
-        self._ids: dict[Triple, str] = {}
+        self._keys: dict[Triple, DeviceKey] = {}
 
     def put_class(self, obj: Mapping[str, Any]) -> None:
         self._classes[str(obj["metadata"]["name"])] = class_facts(obj)
@@ -46,8 +46,7 @@ class Dra:
 
     def nodes_of(self, triples: Iterable[Triple]) -> set[str]:
         """The nodes of devices that are known."""
-        wanted = set(triples)
-        return {node for node, devices in self._known.items() if any(device.triple in wanted for device, _ in devices.values())}
+        return {self._keys[triple].node for triple in triples if triple in self._keys}
 
     def inventory(self, node: NodeFacts, pool: ModelPool, foreign: Use) -> Sequence[Device] | None:  # noqa: ARG002 - claims tell of foreign use
         known = self._remember(node.name, pool.spec.devices.dra.device_class_name)
@@ -68,12 +67,13 @@ class Dra:
                 continue
             if since is not None and now - since >= VANISHED_GRACE and device.triple not in claimed:
                 del known[name]
+                self._keys.pop(device.triple, None)
             else:
                 known[name] = (device, since if since is not None else now)
         for device in present:
             known[device.id] = (device, None)
         for device, _ in known.values():
-            self._ids[device.triple] = device.id
+            self._keys[device.triple] = DeviceKey(node, device.id)
         if not known:
             del self._known[node]
         return known
@@ -134,7 +134,7 @@ class Dra:
             facts = self.claims.get(pod.namespace, name)
             if facts is None or not facts.holds or (not pod.scheduled and not facts.reserved):
                 return pod  # not allocated yet
-            allocated += [self._ids.get(triple, str(triple)) for triple in facts.holds]
+            allocated += [self._keys[triple].id if triple in self._keys else str(triple) for triple in facts.holds]
         pod = dataclasses.replace(pod, gpu_uuids=tuple(allocated))
         if tuple(allocated) == pod.devices or pod.failure:
             return pod
