@@ -339,4 +339,4 @@ def test_a_create_takes_the_way_with_one_node_closed():
     state.put_node(state.nodes["n1"].__class__("n1", "default", schedulable=False))
     plan = decide(state.snapshot(), NOW)
     assert not any(isinstance(each, Create) for each in plan.actions)
-    assert "1 device its node is cordoned" in plan.verdicts["m/a"].explanation.message
+    assert "node cordoned (1 device)" in plan.verdicts["m/a"].explanation.message

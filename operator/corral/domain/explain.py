@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from corral.domain import reasons
+from corral.domain.fit import candidates, device_closed, node_closed
 from corral.domain.footprint import layers_of, need_on
 from corral.domain.model import Backoff, Device, DeviceKey, DeviceKind, Model, Replica, ReplicaState
 from corral.domain.plan import Candidate, Explanation, Next, Refusal
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 MOST_CANDIDATES = 8
 MOST_REFUSED = 6
+NO_SLOT = "no pod slot, or bound by another replica of it"
 
 REFUSED = {
     reasons.PINNED: "pinned",
@@ -33,8 +36,8 @@ REFUSED = {
     reasons.UNREACHABLE: "unreachable",
 }
 CLOSED = {
-    reasons.NOT_READY: "its node is not ready",
-    reasons.CORDONED: "its node is cordoned",
+    reasons.NOT_READY: "node not ready",
+    reasons.CORDONED: "node cordoned",
     reasons.TAINTED: "tainted",
     reasons.VANISHED: "absent",
     reasons.FOREIGN_CLAIM: "claimed by others",
@@ -102,11 +105,11 @@ def margins_text(margins: Iterable[int]) -> str:
     return f"margin {quantity(found[0])} to {quantity(found[-1])} per device"
 
 
-def waiting(draft: Draft, model: Model, reason: str, places: Sequence[tuple[Place, Prospect]], then: Next | None) -> None:
-    """The whole arithmetic of a model that found no room: the places that come closest first."""
+def waiting(draft: Draft, model: Model, reason: str, places: Sequence[tuple[Place, Prospect]], then: Next | None, total: int = 0) -> None:
+    """The whole arithmetic of a model that found no room: the places that come closest first. `total`: how many are big enough."""
     ranked = sorted(places, key=lambda entry: (-(draft.room(entry[0].devices[0], entry[0].own).soon + entry[1].freeable), entry[0].keys))
     shown = tuple(candidate_of(draft, place, seen) for place, seen in ranked[:MOST_CANDIDATES])
-    more = max(0, len(ranked) - len(shown))
+    more = max(0, max(total, len(ranked)) - len(shown))
     need = shown[0].need if shown else 0
     if not shown:
         draft.say(model, Explanation(reason, no_place(draft, model), need_of(model)))
@@ -120,19 +123,22 @@ def waiting(draft: Draft, model: Model, reason: str, places: Sequence[tuple[Plac
     draft.say(model, Explanation(reason, "\n".join(lines), need, shown, more, then))
 
 
+def pinned_overflow(draft: Draft, model: Model, places: Sequence[tuple[Place, Prospect]]) -> None:
+    """It is pinned, and so is everything that is in its way."""
+    waiting(draft, model, reasons.PINNED_DOES_NOT_FIT, places, None)
+    told = draft.verdicts[model.key].explanation
+    message = f"Pinned models alone overflow pool {model.pool}: {told.message}"
+    draft.say(model, Explanation(told.reason, message, told.need, told.candidates, told.more), stalled=True)
+
+
 def need_of(model: Model) -> int:
     return need_on(model.footprint, DeviceKind.GPU) if model.footprint is not None else 0
 
 
 def no_place(draft: Draft, model: Model) -> str:
     """Big enough devices exist, and none is open."""
-    from corral.domain.fit import candidates, device_closed, node_closed  # noqa: PLC0415 - fit renders nothing; this is the one place that needs it
-
-    closed: dict[str, int] = {}
-    for node, device in candidates(draft.snapshot, model):
-        why = node_closed(model, node) or device_closed(device)
-        closed[why or "has no pod slot or is used by a replica of this model"] = closed.get(why, 0) + 1
-    text = ", ".join(f"{plural(count, 'device')} {CLOSED.get(why, why)}" for why, count in sorted(closed.items()))
+    closed = Counter(node_closed(model, node) or device_closed(device) or NO_SLOT for node, device in candidates(draft.snapshot, model))
+    text = ", ".join(f"{CLOSED.get(why, why)} ({plural(count, 'device')})" for why, count in sorted(closed.items()))
     return f"needs {quantity(need_of(model))} on one device; no device is open to it now: {text or 'there is none'}."
 
 

@@ -193,7 +193,7 @@ def _make_room(draft: Draft, want: Want, own: list[Place], finder: Finder, aslee
             draft.wake(want.since + pool.max_wait)
     if option is None:
         _look_around(draft, want, finder, search)
-        _wait(draft, want, search, asleep)
+        _wait(draft, want, finder, search, asleep)
         return False
     if option.place.own is not None:
         _evict(draft, want, option)
@@ -278,12 +278,15 @@ def _option(draft: Draft, want: Want, place_: Place, search: Search, *, end_turn
 # Waiting.
 
 
-def _wait(draft: Draft, want: Want, search: Search, asleep: list[Replica]) -> None:
+def _wait(draft: Draft, want: Want, finder: Finder, search: Search, asleep: list[Replica]) -> None:
     """Nothing can make way now. Choose where it will, so that nobody behind takes that room, and say what is in the way everywhere."""
     model = want.model
     backoffs = [each for each in model.backoff if each.until > draft.now]
     if backoffs and not search.places:
         explain.backing_off(draft, model, backoffs)
+        return
+    if model.pinned and _pinned_overflow(draft, finder):
+        explain.pinned_overflow(draft, model, list(search.places.values()))
         return
     target = _target(draft, want, search)
     then: Next | None = None
@@ -294,7 +297,18 @@ def _wait(draft: Draft, want: Want, search: Search, asleep: list[Replica]) -> No
         draft.keep(place_.needs, place_.own)
         if place_.own is None and not asleep and not foreign_claims(draft, model, place_):
             _create(draft, want, place_, asleep)
-    explain.waiting(draft, model, reason, list(search.places.values()), then)
+    explain.waiting(draft, model, reason, list(search.places.values()), then, finder.count)
+
+
+def _pinned_overflow(draft: Draft, finder: Finder) -> bool:
+    """Pinned models alone leave no room for one more, wherever it could go: waiting changes nothing."""
+    snapshot = draft.snapshot
+    for key in finder.ranks.usable.at_least(finder.least):
+        others = [each for each in snapshot.on_device(key) if each.model != finder.model.key and each.uses(key)]
+        pinned = sum(each.uses(key) for each in others if (model := snapshot.models.get(each.model)) is not None and model.pinned)
+        if snapshot.devices[key].usable - pinned >= finder.least:
+            return False
+    return finder.single
 
 
 def _await(draft: Draft, want: Want, refused: Sequence[Refusal]) -> tuple[Next | None, str]:

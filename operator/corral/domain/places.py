@@ -187,6 +187,11 @@ class Finder:
                     seen.add(key)
                     yield at + waits, key
 
+    @property
+    def count(self) -> int:
+        """How many places are big enough, whoever is there."""
+        return self.ranks.usable.count_at_least(self.least) if self.single else len(self.several())
+
     def nearest(self) -> list[Place]:
         """The places that come closest, for whoever asks why it waits."""
         if not self.single:
