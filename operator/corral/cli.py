@@ -80,12 +80,13 @@ def explain(
     """Say why a model is where it is, with the arithmetic."""
     from corral import show  # noqa: PLC0415
 
-    models = _in(_objects(run_dir, kubeconfig)["models"], namespace)
+    objects = _objects(run_dir, kubeconfig)
+    models = _in(objects["models"], namespace)
     found = show.find_model(models, model)
     if found is None:
         known = ", ".join(each["metadata"]["name"] for each in models) or "none"
         _fail(f"there is no ModelDeployment {model}; there are: {known}")
-    for line in show.explanation(found, time.time()):
+    for line in show.explanation(found, time.time(), objects["pools"], objects["models"]):
         out.print(line, markup=False)
 
 

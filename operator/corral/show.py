@@ -12,6 +12,7 @@ from typing import Any
 from rich.text import Text
 
 from corral.domain import reasons
+from corral.forecast import forecast
 
 Object = Mapping[str, Any]
 
@@ -73,8 +74,11 @@ def models_table(models: Sequence[Object], now: float, *, namespaces: bool) -> I
     return _aligned(rows)
 
 
-def explanation(model: Object, now: float) -> Iterator[str]:
-    """Why a model is where it is, line by line."""
+AT_REST = frozenset({reasons.IDLE, reasons.SLEEPING})
+
+
+def explanation(model: Object, now: float, pools: Sequence[Object] = (), models: Sequence[Object] = ()) -> Iterator[str]:
+    """Why a model is where it is, line by line; of one at rest, with `pools` and `models`, also what a request would meet."""
     metadata, status = model["metadata"], _status(model)
     yield f"{metadata.get('namespace', '')}/{metadata['name']} is {state_of(model) or 'not looked at yet'}"
     for kind in ("Stalled", "Loaded", "Ready"):
@@ -87,6 +91,8 @@ def explanation(model: Object, now: float) -> Iterator[str]:
     told = status.get("explanation") or {}
     if told.get("candidates"):
         yield from _arithmetic(told, now)
+    elif state_of(model) in AT_REST:
+        yield from forecast(model, pools, models)
     load = status.get("lastLoad") or {}
     if load:
         phases = ", ".join(f"{name} {value}" for name, value in load.items() if name != "total")
