@@ -102,6 +102,33 @@ def top(kubeconfig: KubeconfigOption = "", run_dir: RunDirOption = None) -> None
 
 
 @app.command()
+def simulate(
+    scenario: Annotated[Path, typer.Argument(help="A scenario file; see bench/scenarios.")],
+    seed: Annotated[int | None, typer.Option(help="Another seed than the file's.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only print the summary.")] = False,
+) -> None:
+    """Run a scenario in virtual time: the real decisions over simulated pods, with every invariant checked after each event."""
+    import yaml  # noqa: PLC0415
+
+    from corral.simulate.files import ScenarioError, read  # noqa: PLC0415
+    from corral.simulate.report import failure, summary, timeline  # noqa: PLC0415
+    from corral.simulate.shrink import shortest  # noqa: PLC0415
+    from corral.simulate.world import World  # noqa: PLC0415
+
+    try:
+        chosen = read(yaml.safe_load(scenario.read_text()), seed)
+    except (OSError, yaml.YAMLError, ScenarioError) as error:
+        _fail(f"{scenario}: {error}")
+    result = World(chosen).run()
+    for line in summary(result) if quiet else (*timeline(result), "", *summary(result)):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    if result.failure is not None:
+        for line in failure(shortest(chosen)):
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1)
+
+
+@app.command()
 def operator() -> None:
     """Run the operator in a cluster; its settings come from the environment."""
     from corral import bootstrap  # noqa: PLC0415
