@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
+from corral_server.anthropic.messages import count_tokens, error_shape, messages
 from corral_server.control_api import ready
 from corral_server.engine_client import EngineError
 from corral_server.gate import Gate
@@ -22,6 +23,8 @@ from corral_server.openai.errors import ApiError, error_body
 from corral_server.openai.native import adapters, apply_template, detokenize, embedding, properties, set_adapters, slot_list, tokenize
 from corral_server.openai.native_completion import completion, infill
 from corral_server.openai.rerank import rerank
+from corral_server.openai.responses import count_input as count_response_input
+from corral_server.openai.responses import responses
 from corral_server.openai.service import Service
 from corral_server.supervisor import Supervisor
 from corral_server.tokens import TokenVerifier
@@ -43,6 +46,10 @@ def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIA
 
     post("/v1/chat/completions", chat_completions)
     post("/v1/chat/completions/input_tokens", count_input)
+    post("/v1/responses", responses)
+    post("/v1/responses/input_tokens", count_response_input)
+    post("/v1/messages", messages)
+    post("/v1/messages/count_tokens", count_tokens)
     post("/v1/completions", completions)
     post("/v1/embeddings", embeddings)
     for path in ("/v1/rerank", "/rerank", "/v1/reranking", "/reranking"):
@@ -104,16 +111,22 @@ def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIA
         fine = ready(supervisor)
         return json_response({"ready": fine, "state": supervisor.life.state.value}, 200 if fine else 503)
 
+    def refusal(request: Request, status: int, code: str, message: str, param: str | None = None, headers: dict[str, str] | None = None) -> Response:
+        """An error in the shape of the API that was asked."""
+        if request.url.path.startswith("/v1/messages"):
+            return json_response(error_shape(status, message), status, headers)
+        return json_response(error_body(status, code, message, param), status, headers)
+
     @app.exception_handler(ApiError)
-    async def api_error(_: Request, error: Exception) -> Response:
+    async def api_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)  # noqa: S101  registered for this class
-        return json_response(error.body(), error.status, error.headers)
+        return refusal(request, error.status, error.code, str(error), error.param, error.headers)
 
     @app.exception_handler(EngineError)
-    async def engine_error(_: Request, error: Exception) -> Response:
+    async def engine_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, EngineError)  # noqa: S101  registered for this class
         headers = {"x-should-retry": "false"} if not error.retry else {"retry-after": "1"} if error.status == 503 else {}
-        return json_response(error_body(error.status, error.code, str(error), error.param), error.status, headers)
+        return refusal(request, error.status, error.code, str(error), error.param, headers)
 
     @app.exception_handler(ClientGoneError)
     async def client_gone(_: Request, __: Exception) -> Response:
@@ -125,11 +138,12 @@ def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIA
         assert isinstance(error, HTTPException)  # noqa: S101  registered for this class
         code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "http_error")
         text = f"{request.method} {request.url.path}: {error.detail}"
-        return json_response(error_body(error.status_code, code, text), error.status_code, dict(error.headers or {}))
+        return refusal(request, error.status_code, code, text, headers=dict(error.headers or {}))
 
     @app.exception_handler(Exception)
-    async def unexpected(_: Request, error: Exception) -> Response:
+    async def unexpected(request: Request, error: Exception) -> Response:
         log.error("unexpected: %s", type(error).__name__)
-        return json_response(error_body(500, "internal_error", "the server failed unexpectedly; its log says more"), 500, {"x-should-retry": "false"})
+        text = "the server failed unexpectedly; its log says more"
+        return refusal(request, 500, "internal_error", text, headers={"x-should-retry": "false"})
 
     return Gate(app, supervisor, verifier)

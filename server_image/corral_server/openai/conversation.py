@@ -108,33 +108,41 @@ async def render_prompt(service: Service, body: dict[str, Any]) -> Prompt:
     template = service.template(with_tools=toolbox.callable)
     dialect = dialect_of(template)
     tools: list[Any] | None = [t for t in toolbox.tools if t["function"]["name"] in toolbox.allowed] if toolbox.callable else None
-    if tools and dialect is GENERIC:
-        messages = _told(messages, tools, toolbox)
-        tools = None if "tools" not in template else tools
+    if dialect is GENERIC:
+        if "tool_calls" not in template:
+            messages = _in_words(messages)
+        if tools:
+            messages = _told(messages, tools, toolbox)
+            tools = tools if "tools" in template else None
     text = await service.render(messages, tools, extra, with_tools=toolbox.callable)
     return Prompt(text, toolbox, dialect, template, thinks=_reasoning(service, body))
 
 
 def _told(messages: list[dict[str, Any]], tools: list[Any], toolbox: Toolbox) -> list[dict[str, Any]]:
-    """The messages for a model that knows no tools: they are described, and calls and results become words."""
+    """The messages for a model that knows no tools: a system message describes them."""
     form = '{"tool_call": {"name": "<function>", "arguments": {…}}}'
     wanted = f"Respond with a JSON object: {form} to call a function" + (
         "." if toolbox.choice == "required" else ', or {"response": "<your answer>"} to answer.'
     )
     described = "\n".join(orjson.dumps(t["function"]).decode() for t in tools)
     text = f"You can call these functions:\n{described}\n{wanted}"
+    if messages[0]["role"] == "system":
+        return [{**messages[0], "content": f"{messages[0]['content']}\n\n{text}"}, *messages[1:]]
+    return [{"role": "system", "content": text}, *messages]
+
+
+def _in_words(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Calls and results as what was said, for templates that know neither."""
     plain: list[dict[str, Any]] = []
     for message in messages:
         if message.get("tool_calls"):
-            calls = [{"tool_call": c["function"]} for c in message["tool_calls"]]
-            plain.append({"role": "assistant", "content": "\n".join(orjson.dumps(c).decode() for c in calls)})
+            calls = "\n".join(orjson.dumps({"tool_call": c["function"]}).decode() for c in message["tool_calls"])
+            plain.append({"role": "assistant", "content": f"{message['content']}\n{calls}" if message["content"] else calls})
         elif message["role"] in ("tool", "function"):
             plain.append({"role": "user", "content": "Result of the function: " + (message["content"] or "")})
         else:
             plain.append(message)
-    if plain[0]["role"] == "system":
-        return [{**plain[0], "content": f"{plain[0]['content']}\n\n{text}"}, *plain[1:]]
-    return [{"role": "system", "content": text}, *plain]
+    return plain
 
 
 def _reasoning(service: Service, body: dict[str, Any]) -> bool:

@@ -1,0 +1,1 @@
+"""Anthropic's messages API, brought to chat completions and back."""

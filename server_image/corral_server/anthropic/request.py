@@ -1,0 +1,119 @@
+"""From a body of the messages API to one of chat completions. Pure; errors name Anthropic's own fields."""
+
+from typing import Any
+
+import orjson
+
+from corral_server.openai import fields
+from corral_server.openai.errors import ApiError, invalid
+
+_KEPT = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed", "chat_template_kwargs", "cache_prompt", "lora", "model")
+_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+
+
+def to_chat(body: dict[str, Any], *, counting: bool = False) -> dict[str, Any]:
+    limit = fields.whole(body, "max_tokens", 1, 1 << 31)
+    if limit is None and not counting:
+        raise invalid("max_tokens", "max_tokens is missing; it has to be a whole number of at least 1")
+    chat: dict[str, Any] = {k: body[k] for k in _KEPT if body.get(k) is not None}
+    temperature = body.get("temperature")
+    if temperature is not None:
+        fields.number(body, "temperature", 0.0, 2.0)
+    chat["max_tokens"] = limit
+    chat["stop"] = fields.stops(body, "stop_sequences")
+    chat["messages"] = _system(body.get("system")) + _messages(body.get("messages"))
+    tools = body.get("tools")
+    if tools is not None:
+        if not isinstance(tools, list):
+            raise invalid("tools", f"tools is {fields.shown(tools)}; it has to be a list")
+        chat["tools"] = [_tool(item, f"tools[{index}]") for index, item in enumerate(tools)]
+    choice = fields.mapping(body, "tool_choice")
+    if choice:
+        kind = choice.get("type")
+        if kind == "tool":
+            chat["tool_choice"] = {"type": "function", "function": {"name": choice.get("name")}}
+        elif isinstance(kind, str) and kind in _CHOICES:
+            chat["tool_choice"] = _CHOICES[kind]
+        else:
+            raise invalid("tool_choice.type", f"tool_choice.type is {fields.shown(kind)}; it has to be one of auto, any, tool, none")
+        if choice.get("disable_parallel_tool_use") is not None:
+            chat["parallel_tool_calls"] = not fields.flag(choice, "disable_parallel_tool_use")
+    thinking = fields.mapping(body, "thinking")
+    if thinking.get("type") == "disabled":
+        chat["chat_template_kwargs"] = {"enable_thinking": False, **fields.mapping(body, "chat_template_kwargs")}
+    return chat
+
+
+def _tool(raw: Any, where: str) -> dict[str, Any]:
+    if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
+        raise invalid(where, f"{where} is {fields.shown(raw)}; it has to have a name and an input_schema")
+    if raw.get("type") not in (None, "custom"):
+        raise ApiError(400, "unsupported_tool", f"{where} is of type {fields.shown(raw['type'])}; only tools of your own are supported", where)
+    function = {"name": raw["name"], "description": raw.get("description"), "parameters": raw.get("input_schema")}
+    return {"type": "function", "function": {k: v for k, v in function.items() if v is not None}}
+
+
+def _system(raw: Any) -> list[dict[str, Any]]:
+    if not raw and (raw is None or isinstance(raw, (str, list))):
+        return []
+    return [{"role": "system", "content": _text(raw, "system")}]
+
+
+def _messages(raw: Any) -> list[dict[str, Any]]:
+    if not isinstance(raw, list) or not raw:
+        raise invalid("messages", f"messages is {fields.shown(raw)}; it has to be a list of at least one message")
+    found: list[dict[str, Any]] = []
+    for index, item in enumerate(raw):
+        where = f"messages[{index}]"
+        if not isinstance(item, dict) or item.get("role") not in ("user", "assistant", "system"):
+            raise invalid(f"{where}.role", f"{where} is {fields.shown(item)}; it has to have a role, user or assistant, and content")
+        content = item.get("content")
+        if isinstance(content, str):
+            found.append({"role": item["role"], "content": content})
+        elif isinstance(content, list):
+            found += _blocks(item["role"], content, f"{where}.content")
+        else:
+            raise invalid(f"{where}.content", f"{where}.content is {fields.shown(content)}; it has to be a string or a list of blocks")
+    return found
+
+
+def _blocks(role: str, content: list[Any], where: str) -> list[dict[str, Any]]:
+    """One message may become several: results of tools come before what the user says."""
+    results: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
+    texts: list[str] = []
+    thoughts: list[str] = []
+    for index, block in enumerate(content):
+        at = f"{where}[{index}]"
+        kind = block.get("type") if isinstance(block, dict) else None
+        if kind == "text":
+            texts.append(_text([block], at))
+        elif kind == "tool_use" and role == "assistant":
+            arguments = orjson.dumps(fields.mapping(block, "input")).decode()
+            calls.append({"id": block.get("id") or "", "type": "function", "function": {"name": block.get("name"), "arguments": arguments}})
+        elif kind == "tool_result" and role == "user":
+            results.append(
+                {"role": "tool", "tool_call_id": block.get("tool_use_id") or "", "content": _text(block.get("content") or "", f"{at}.content")}
+            )
+        elif kind == "thinking":
+            thoughts.append(fields.text(block, "thinking") or "")
+        elif kind == "redacted_thinking":
+            continue
+        elif kind in ("image", "document"):
+            raise ApiError(400, "unsupported_content", f"{at} is of type {kind}; this model takes text only", at)
+        else:
+            raise invalid(at, f"{at} is {fields.shown(block)}; it has to be a block of type text, tool_use or tool_result")
+    message: dict[str, Any] = {"role": role, "content": "\n".join(texts)}
+    if calls:
+        message["tool_calls"] = calls
+    if thoughts:
+        message["reasoning_content"] = "\n".join(thoughts)
+    return results + ([message] if texts or calls or not results else [])
+
+
+def _text(raw: Any, where: str) -> str:
+    if isinstance(raw, str):
+        return raw
+    if isinstance(raw, list) and all(isinstance(b, dict) and b.get("type") == "text" and isinstance(b.get("text"), str) for b in raw):
+        return "\n".join(b["text"] for b in raw)
+    raise invalid(where, f"{where} is {fields.shown(raw)}; it has to be a string or a list of blocks of type text")

@@ -1,0 +1,199 @@
+"""`/v1/responses` and `/v1/responses/input_tokens`: the responses API's objects and its stream of events. Nothing is stored."""
+
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from corral_server.channel import Message
+from corral_server.dialects.reader import Part
+from corral_server.engine_client import EngineError
+from corral_server.openai import fields
+from corral_server.openai.answers import EventStream, Head, Usage, counted_response, json_response, unless_gone
+from corral_server.openai.chat import count_tokens
+from corral_server.openai.conversation import Conversation, call_id, prepare
+from corral_server.openai.generation import Begun, Generation, begin
+from corral_server.openai.logprobs import chat_logprobs
+from corral_server.openai.responses_request import to_chat
+from corral_server.openai.service import Service
+
+
+async def responses(service: Service, request: Request) -> Response:
+    body = fields.parse_body(await service.body(request))
+    streaming = fields.flag(body, "stream")
+    conversation = await prepare(service, request, to_chat(body))
+    head = Head.make("resp", service.served_name(request, body))
+    base = _base(head, body, conversation)
+    generation = conversation.start(service)
+    usage = Usage()
+    if not streaming:
+        (finished,) = await unless_gone(request, generation.collect())
+        usage.add(finished.usage, first=True)
+        output = _Output(conversation.top)
+        reader = conversation.reader()
+        for part in reader.feed(finished.text) + reader.finish():
+            output.part(part)
+        output.logprobs += finished.logprobs
+        output.end(cut=finished.reason == "length")
+        return counted_response(request, {**base, **_ending(finished.reason), "output": output.items, "usage": _usage(usage)}, usage)
+    return EventStream(_events(base, conversation, generation, await begin(request, generation), usage), request, usage)
+
+
+async def count_input(service: Service, request: Request) -> Response:
+    body = fields.parse_body(await service.body(request))
+    return json_response({"object": "response.input_tokens", "input_tokens": await count_tokens(service, request, to_chat(body))})
+
+
+def _base(head: Head, body: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
+    text = fields.mapping(body, "text")
+    sampling = conversation.jobs[0]["sampling"]
+    return {
+        "id": head.id, "object": "response", "created_at": head.created, "status": "in_progress", "background": False, "error": None,
+        "incomplete_details": None, "instructions": body.get("instructions"), "max_output_tokens": body.get("max_output_tokens"),
+        "max_tool_calls": None, "model": head.model, "output": [], "parallel_tool_calls": conversation.toolbox.parallel is not False,
+        "previous_response_id": None, "prompt_cache_key": body.get("prompt_cache_key"), "reasoning": {
+            "effort": fields.mapping(body, "reasoning").get("effort"), "summary": None,
+        }, "safety_identifier": body.get("safety_identifier"), "service_tier": "default", "store": False,
+        "temperature": sampling.get("temperature", 0.8),
+        "text": {"format": {"type": "text"}, **text}, "tool_choice": body.get("tool_choice") or "auto",
+        "tools": [{"parameters": None, "strict": False, **t} for t in body.get("tools") or []], "top_logprobs": body.get("top_logprobs") or 0,
+        "top_p": sampling.get("top_p", 0.95), "truncation": "disabled", "usage": None, "user": body.get("user"),
+        "metadata": fields.mapping(body, "metadata"),
+    }  # fmt: skip
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    return {
+        "input_tokens": usage.prompt, "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
+        "output_tokens": usage.completion, "output_tokens_details": {"reasoning_tokens": usage.reasoning},
+        "total_tokens": usage.prompt + usage.completion,
+    }  # fmt: skip
+
+
+def _ending(reason: str) -> dict[str, Any]:
+    if reason == "length":
+        return {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
+    return {"status": "completed"}
+
+
+class _Output:
+    """The items of an answer as they grow; `tell` hears of each step, as the stream's events do."""
+
+    def __init__(self, top: int | None, tell: Callable[..., None] = lambda *_, **__: None) -> None:
+        self.items: list[dict[str, Any]] = []
+        self.logprobs: list[Any] = []
+        self._top = top
+        self._tell = tell
+        self._open: tuple[str, int] | None = None
+
+    def part(self, part: Part, logprobs: list[Any] | None = None) -> None:
+        self.logprobs += logprobs or []
+        kind = {"call": "arguments"}.get(part.kind, part.kind)
+        if self._open != (kind, part.call):
+            self._close()
+            self._begin(kind, part)
+        if part.kind == "call" or not (part.text or logprobs):
+            return
+        item = self.items[-1]
+        if kind == "arguments":
+            item["arguments"] += part.text
+            self._say("function_call_arguments.delta", delta=part.text)
+        else:
+            item["content"][0]["text"] += part.text
+            more = {"logprobs": self._shaped(logprobs or [])} if kind == "text" else {}
+            self._say("output_text.delta" if kind == "text" else "reasoning_text.delta", content_index=0, delta=part.text, **more)
+
+    def end(self, *, cut: bool = False) -> None:
+        if not self.items:
+            self.part(Part("text", ""))
+        self._close(cut=cut)
+
+    def _shaped(self, entries: list[Any]) -> list[Any]:
+        return list(chat_logprobs(entries, self._top)["content"]) if self._top is not None else []
+
+    def _say(self, kind: str, **more: Any) -> None:
+        self._tell("response." + kind, item_id=self.items[-1]["id"], output_index=len(self.items) - 1, **more)
+
+    def _begin(self, kind: str, part: Part) -> None:
+        self._open = (kind, part.call)
+        number = uuid.uuid4().hex
+        content: dict[str, Any] = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        item: dict[str, Any] = {"id": f"msg_{number}", "type": "message", "role": "assistant", "status": "in_progress", "content": []}
+        if kind == "arguments":
+            item = {"id": f"fc_{number}", "type": "function_call", "call_id": call_id(), "name": part.text, "arguments": "", "status": "in_progress"}
+        elif kind == "thought":
+            content = {"type": "reasoning_text", "text": ""}
+            item = {"id": f"rs_{number}", "type": "reasoning", "summary": [], "content": [], "encrypted_content": None, "status": "in_progress"}
+        self.items.append(item)
+        self._tell("response.output_item.added", output_index=len(self.items) - 1, item=orjson.Fragment(orjson.dumps(item)))
+        if kind != "arguments":
+            self._say("content_part.added", content_index=0, part=orjson.Fragment(orjson.dumps(content)))
+            item["content"].append(content)
+
+    def _close(self, *, cut: bool = False) -> None:
+        if self._open is None:
+            return
+        kind, item = self._open[0], self.items[-1]
+        self._open = None
+        item["status"] = "incomplete" if cut else "completed"
+        if kind == "arguments":
+            self._say("function_call_arguments.done", name=item["name"], arguments=item["arguments"])
+        else:
+            content = item["content"][0]
+            if kind == "text":
+                content["logprobs"] = self._shaped(self.logprobs)
+                self._say("output_text.done", content_index=0, text=content["text"], logprobs=content["logprobs"])
+            else:
+                self._say("reasoning_text.done", content_index=0, text=content["text"])
+            self._say("content_part.done", content_index=0, part=content)
+        self._tell("response.output_item.done", output_index=len(self.items) - 1, item=item)
+
+
+async def _events(base: dict[str, Any], conversation: Conversation, generation: Generation, begun: Begun, usage: Usage) -> AsyncIterator[bytes]:
+    out: list[bytes] = []
+    number = 0
+
+    def tell(kind: str, **more: Any) -> None:
+        nonlocal number
+        out.append(b"event: " + kind.encode() + b"\ndata: " + orjson.dumps({"type": kind, "sequence_number": number, **more}) + b"\n\n")
+        number += 1
+
+    def taken() -> bytes:
+        block = b"".join(out)
+        out.clear()
+        return block
+
+    output, reader = _Output(conversation.top, tell), conversation.reader()
+
+    def render(event: Message) -> None:
+        parts = reader.feed(event.get("d", ""))
+        entries = [event["lp"]] if "lp" in event else []
+        if entries and not parts:
+            parts = [Part("text", "")]
+        for index, part in enumerate(parts):
+            output.part(part, entries if index == 0 else None)
+        if "f" in event:
+            usage.add(event["u"], first=True)
+            for part in reader.finish():
+                output.part(part)
+            output.end(cut=event["f"] == "length")
+            ending = _ending(event["f"])
+            tell(f"response.{ending['status']}", response={**base, **ending, "output": output.items, "usage": _usage(usage)})
+
+    tell("response.created", response=base)
+    tell("response.in_progress", response=base)
+    try:
+        async for batch in begun.batches():
+            for _, event in batch:
+                render(event)
+            if block := taken():
+                yield block
+    except EngineError as error:
+        failed = {"code": "server_error", "message": str(error)}
+        tell("response.failed", response={**base, "status": "failed", "error": failed, "output": output.items})
+        yield taken()
+    finally:
+        generation.close()
