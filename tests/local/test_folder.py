@@ -19,7 +19,10 @@ class Desk:
         self.seen = []
         self.registry = Registry(lambda: 1_700_000_000.0)
         self.registry.subscribe(lambda key, obj: self.seen.append((str(key), obj["metadata"]["generation"] if obj else None)))
-        self.folder = Folder([path], self.registry, lambda level, text: self.said.append((level, text)))
+        self.refused = []
+        self.folder = Folder(
+            [path], self.registry, lambda level, text: self.said.append((level, text)), lambda key, why: self.refused.append((key.name, why))
+        )
 
     def write(self, name, text):
         (self.path / name).write_text(text)
@@ -58,6 +61,11 @@ def test_a_bad_edit_disturbs_nothing_and_is_told_once(tmp_path):
     ((level, text),) = desk.said
     assert level == "error"
     assert "a.yaml:4: ModelDeployment a: spec.engine.slots: Invalid value: 0" in text
+    assert desk.get("a")["spec"]["engine"] == {"slots": 4}
+    ((name, why),) = desk.refused
+    assert name == "a"
+    assert "Invalid value: 0" in why
+    assert why.endswith("; the last good spec stays in force")
     assert text.endswith("what it said before stays in force")
     assert desk.get("a")["spec"]["engine"]["slots"] == 4
     assert len(desk.folder.problems) == 1
@@ -67,6 +75,21 @@ def test_a_bad_edit_disturbs_nothing_and_is_told_once(tmp_path):
     desk.write("a.yaml", manifest("a", slots=0))
     desk.scan()
     assert len(desk.said) == 2  # it came up anew
+
+
+def test_a_file_that_no_longer_parses_keeps_every_object_of_it(tmp_path):
+    desk = Desk(tmp_path)
+    desk.write("ab.yaml", manifest("a") + "---\n" + manifest("b"))
+    desk.scan()
+    desk.write("ab.yaml", manifest("a", slots=2) + "---\n" + "kind: [ModelDeployment\n")
+    assert desk.scan() == []
+    assert [name for name, _ in desk.refused] == ["a", "b"]
+    assert desk.get("a")["spec"]["engine"] == {"slots": 4}
+    desk.write("ab.yaml", manifest("a", slots=2) + "---\n" + manifest("b"))
+    assert desk.scan() == [("ModelDeployment default/a", 2)]
+    desk.write("ab.yaml", "kind: [ModelDeployment\n")
+    desk.scan()
+    assert len(desk.refused) == 4, "what was right in between is told anew"
 
 
 def test_one_object_in_two_files_is_told_and_the_first_counts(tmp_path):

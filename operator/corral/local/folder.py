@@ -35,7 +35,9 @@ RESCAN_MS = 5000
 
 
 class Folder:
-    def __init__(self, paths: Sequence[Path], registry: Registry, say: Say) -> None:
+    def __init__(self, paths: Sequence[Path], registry: Registry, say: Say, refuse: Callable[[Key, str], None] = lambda _key, _why: None) -> None:
+        """`refuse`: told of each object whose last good spec stays in force, and why."""
+        self._refuse = refuse
         self._paths = tuple(path.absolute() for path in paths)
         self._registry = registry
         self._say = say
@@ -70,8 +72,11 @@ class Folder:
 
     def _tell(self, content: FileContent, told: set[str]) -> None:
         for problem in content.problems:
+            former = self._good.get(content.file, ())
             kept = "; what it said before stays in force" if content.file in self._good else ""
-            self._once("error", problem + kept, told)
+            if self._once("error", problem + kept, told):
+                for manifest in former:
+                    self._refuse(manifest.key, f"{problem}; the last good spec stays in force")
         for note in content.notes:
             self._once("note", note, told)
 
@@ -84,12 +89,14 @@ class Folder:
                     self._once("error", f"{file}: {manifest.key} is in {first.file} already; that one is used. Give one of them another name", told)
         return wanted
 
-    def _once(self, level: str, text: str, told: set[str]) -> None:
-        """Say each thing when it comes up, and again only after it was gone."""
+    def _once(self, level: str, text: str, told: set[str]) -> bool:
+        """Say each thing when it comes up, and again only after it was gone. Whether it was said."""
         mark = f"{level} {text}"
-        if mark not in self._told and mark not in told:
+        new = mark not in self._told and mark not in told
+        if new:
             self._say(level, text)
         told.add(mark)
+        return new
 
     async def watch(self, stop: asyncio.Event) -> None:
         """Follow the files until `stop`; `scan` has been called once before."""

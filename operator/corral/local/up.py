@@ -16,6 +16,7 @@ from pathlib import Path
 from corral.api.types import MI
 from corral.control.loop import Controller
 from corral.control.settings import ControlSettings
+from corral.domain import reasons
 from corral.domain.model import Device
 from corral.gateway.app import create_app
 from corral.gateway.directory import MemoryDirectory
@@ -27,6 +28,7 @@ from corral.local.estimates import Estimates
 from corral.local.events import Event, EventLog
 from corral.local.folder import Folder
 from corral.local.leadership import LocalLeadership
+from corral.local.manifests import Key
 from corral.local.pods import LocalPods, PodSettings
 from corral.local.processes import Warden, kill_leftovers, server_environment
 from corral.local.registry import Registry
@@ -120,7 +122,7 @@ class _Instance:
             GatewaySettings(host=options.host, port=options.port, admin_host="127.0.0.1", admin_port=0, grace=options.grace),
         )
         self._server = GatewayServer(gateway)
-        self._folder = Folder(options.paths, self._registry, console.say)
+        self._folder = Folder(options.paths, self._registry, console.say, self._refuse)
         self._world = World(
             self._registry,
             self._pods,
@@ -131,6 +133,12 @@ class _Instance:
             say=console.say,
         )
         self._admin = Admin(self._registry, self._pods, self._events, self._folder, self._controller.plan_view)
+
+    def _refuse(self, key: Key, why: str) -> None:
+        """As an API server refuses an apply: the object stays as it is, and whoever looks at it is told."""
+        found = self._registry.get(key)
+        if found is not None:
+            self._events.add(found, warning=True, reason=reasons.INVALID, message=why)
 
     async def run(self, stop: asyncio.Event) -> None:
         self._folder.scan()
