@@ -133,6 +133,8 @@ class Lifecycle:
     def may_sleep(self) -> Refusal | None:
         if self.state is State.DRAINING and not self.in_flight:
             return None
+        if self.state is State.LOADING:
+            return None
         if self.state in (State.PENDING, State.DOWNLOADING, State.SLEEPING, State.FAILED):
             return None
         if self.in_flight:

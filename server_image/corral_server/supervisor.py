@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import time
 from typing import Any
 
@@ -20,6 +19,7 @@ from corral_server.metrics import Totals
 from corral_server.nursery import Child, Nursery
 from corral_server.reasons import (
     ENGINE_CRASHED,
+    LOAD_FAILED,
     LOAD_TIMEOUT,
     OUT_OF_MEMORY,
     Failure,
@@ -27,6 +27,7 @@ from corral_server.reasons import (
 from corral_server.rendering import Rendering
 from corral_server.settings import Settings
 from corral_server.spec import ServerSpec
+from corral_server.states_folder import StatesFolder
 
 log = logging.getLogger("corral.server")
 _STOP_TIMEOUT = 5.0
@@ -48,7 +49,7 @@ class Supervisor:
         self.rendering = Rendering(self.nursery)
         self.engine: EngineClient | None = None
         self.path = ""
-        self.states_dir = settings.cache_dir / "states" / settings.pod_uid
+        self.states = StatesFolder(settings.cache_dir, settings.pod_uid)
         self._raw_engine = raw_engine
         self._changed = asyncio.Event()
         self._seen = self.life.version
@@ -61,8 +62,7 @@ class Supervisor:
     # --- start and end
 
     async def start(self) -> None:
-        # What an earlier supervisor of this pod left behind is nobody's any more.
-        shutil.rmtree(self.states_dir, ignore_errors=True)
+        self.states.claim()
         await self.nursery.start()
         self._spawn(self._fetch())
 
@@ -83,7 +83,7 @@ class Supervisor:
         await self._end_engine()
         await self.rendering.stop()
         await self.nursery.stop()
-        shutil.rmtree(self.states_dir, ignore_errors=True)
+        self.states.release()
 
     # --- waiting for changes
 
@@ -187,11 +187,15 @@ class Supervisor:
         return answer
 
     async def sleep(self) -> Refusal | None:
-        """End the engine; returns after its process is gone."""
+        """End the engine, also one that still loads; returns after its process is gone."""
         refusal = self.life.may_sleep()
-        if refusal is not None or self.life.state is not State.DRAINING:
+        if refusal is not None or self.life.state not in (State.DRAINING, State.LOADING):
             return refusal
-        if self.life.ending:
+        if self.life.ending or self.life.state is State.LOADING:
+            # Whoever loads sees that it is not wanted any more, and reports it asleep.
+            self.life.sleep_started()
+            if self.life.state is State.LOADING and self.engine is not None:
+                self.engine.child.kill()
             while self.life.ending:
                 await self.changed(self.life.version)
             return None
@@ -209,11 +213,13 @@ class Supervisor:
             async with self._engine_lock:
                 child = await self.nursery.fork("engine")
             self.engine = EngineClient(child, self.totals)
+            if self.life.ending:
+                child.kill()
             started = time.monotonic()
             child.channel.send(
                 {
                     "path": self.path, "engine": self._raw_engine, "devices": list(order.devices), "split": list(order.split),
-                    "deviceKind": order.device_kind, "states": str(self.states_dir), "threads": self.threads,
+                    "deviceKind": order.device_kind, "states": str(self.states.path), "threads": self.threads,
                 }
             )  # fmt: skip
             # The renderer starts while the engine loads.
@@ -221,6 +227,12 @@ class Supervisor:
             messages = child.channel.messages()
             loaded = await self._await_loaded(child, messages, kills)
         except Failure as failure:
+            if self.life.ending:
+                await self._end_engine()
+                await self.rendering.stop()
+                self.life.asleep(self._residue())
+                self.notify()
+                return
             log.warning("load failed: %s", failure)
             await self._end_engine()
             await self.rendering.stop()
@@ -268,6 +280,8 @@ class Supervisor:
                 self.notify_cheaply()
             elif message["t"] == "failed":
                 raise Failure(message["reason"], message["message"])
+            elif self.life.ending:
+                raise Failure(LOAD_FAILED, "the load was called off")
             elif message["t"] == "loaded":
                 return dict(message)
 

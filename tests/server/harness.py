@@ -50,9 +50,11 @@ class Server:
         sha256: str = "",
         cache: Path | None = None,
         served_name: str = "models/tested",
+        pod: str = POD,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.keys = Keys()
+        self.pod = pod
         self.folder = folder
         ports = folder / "ports.json"
         spec = {
@@ -70,7 +72,7 @@ class Server:
             env={
                 **os.environ,
                 "PYTHONPATH": str(ROOT / "server_image"),
-                "CORRAL_POD_UID": POD,
+                "CORRAL_POD_UID": pod,
                 "CORRAL_PUBLIC_KEYS": self.keys.public,
                 "CORRAL_SPEC": json.dumps(spec),
                 "CORRAL_CACHE_DIR": str(cache or folder / "cache"),
@@ -93,7 +95,7 @@ class Server:
         self.inference_url = f"http://127.0.0.1:{found['inference']}"
         self.control = httpx2.Client(base_url=self.control_url, headers=self.bearer("control"), timeout=60)
         self.http = httpx2.Client(base_url=self.inference_url, headers=self.bearer("infer"), timeout=120)
-        self.openai = openai.OpenAI(base_url=f"{self.inference_url}/v1", api_key=self.keys.sign("infer"), max_retries=0, timeout=120)
+        self.openai = openai.OpenAI(base_url=f"{self.inference_url}/v1", api_key=self.keys.sign("infer", audience=pod), max_retries=0, timeout=120)
 
     def __enter__(self) -> Self:
         return self
@@ -102,7 +104,7 @@ class Server:
         self.stop()
 
     def bearer(self, scope: str, **more: Any) -> dict[str, str]:
-        return {"authorization": f"Bearer {self.keys.sign(scope, **more)}"}
+        return {"authorization": f"Bearer {self.keys.sign(scope, **{'audience': self.pod, **more})}"}
 
     def log(self) -> str:
         return (self.folder / "server.log").read_text(errors="replace")[-4000:]

@@ -5,17 +5,24 @@ from pathlib import Path
 
 import pytest
 from tests.server.harness import Server
+from tests.support.gguf_files import sentence_model
 from tests.support.models import gemma, smollm2
+from tests.support.random_models import Shape, random_model
 
 pytestmark = pytest.mark.model
 
 WORDS = [f"{w}{n}" for n in range(60) for w in ("river ", "stone ", "cloud ", "amber ", "harbour ")]
 NOISE = 0.9
+RECURRENT = ("lfm2", "mamba")
 
 
-@pytest.fixture(scope="module", params=["smollm2", "gemma"])
+def file_of(name: str) -> Path:
+    return random_model(Shape(name)) if name in RECURRENT else {"smollm2": smollm2, "gemma": gemma}[name]()
+
+
+@pytest.fixture(scope="module", params=["smollm2", "gemma", *RECURRENT])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    path = {"smollm2": smollm2, "gemma": gemma}[request.param]()
+    path = file_of(request.param)
     with Server(path.as_uri(), tmp_path_factory.mktemp(request.param), engine={"contextLength": 1280, "kvTokens": 2560}) as server:
         server.load()
         yield server
@@ -57,6 +64,9 @@ def test_a_rewind_means_the_same_as_a_fresh_evaluation(server: Server, back: int
     fresh, _ = ask(server, turned, cached=False)
     assert close(fresh, rewound)
     assert timings["prompt_n"] + timings["cache_n"] == len(turned)
+    if server.status()["model"]["architecture"] in RECURRENT:
+        # From the checkpoint before the prompt's end, the one at 512 tokens, from the start.
+        assert timings["cache_n"] == {1: 1146, 600: 512, 1000: 0}[back]
 
 
 def test_a_conversation_goes_on_after_a_sleep_with_its_new_tokens_only(server: Server):
@@ -73,6 +83,30 @@ def test_a_conversation_goes_on_after_a_sleep_with_its_new_tokens_only(server: S
     assert timings["prompt_n"] == len(turn) - len(tokens)
     fresh, _ = ask(server, turn, cached=False)
     assert close(fresh, continued)
+
+
+def test_a_turn_that_departs_before_the_end_goes_on_from_a_checkpoint_that_was_saved(server: Server):
+    tokens = tokens_of(server, "Or so they say. " + "".join(WORDS[7:]))[:400]
+    ask(server, tokens)
+    while not any(len(tokens) * 4 < p.stat().st_size for p in saved(server)):
+        server.status()
+    nap(server)
+    turned = [*tokens[:398], *tokens_of(server, " no more")]
+    rewound, timings = ask(server, turned)
+    fresh, _ = ask(server, turned, cached=False)
+    assert close(fresh, rewound)
+    assert timings["cache_n"] == (396 if server.status()["model"]["architecture"] in RECURRENT else 398)
+
+
+def test_a_long_conversation_evaluates_only_its_new_tokens_after_a_swap(tmp_path: Path):
+    with Server(sentence_model(context=4096).as_uri(), tmp_path, engine={"contextLength": 4096}) as server:
+        server.load()
+        ask(server, [100] * 2000)
+        while not saved(server):
+            server.status()
+        nap(server)
+        _, timings = ask(server, [*[100] * 2000, 101, 102, 103])
+        assert (timings["cache_n"], timings["prompt_n"]) == (2000, 3)
 
 
 def test_a_damaged_state_is_not_used(server: Server):
