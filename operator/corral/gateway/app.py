@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Coroutine
 from typing import Any
 
@@ -28,6 +29,7 @@ from corral.gateway.requests import Request
 from corral.gateway.router_api import RouterApi
 from corral.gateway.routes import PROXIED, proxied
 from corral.gateway.settings import GatewaySettings
+from corral.gateway.tracing import tracing_from
 from corral.gateway.upstream import Upstream
 from corral.gateway.watching import Watcher
 
@@ -57,6 +59,7 @@ class Gateway:
         self.metrics = Metrics()
         exposed = settings.host not in {"127.0.0.1", "::1", "localhost"}
         self.access = Access(keys if keys is not None else MemoryKeys(), Limiter(lambda: directory.live_gateways), exposed=exposed)
+        self.tracing = tracing_from(os.environ)
         self._cold_starts = ColdStarts()
         self._sink = sink
         self._count = 0
@@ -86,6 +89,8 @@ class Gateway:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.tracing is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self.tracing.close)
 
     @property
     def ready(self) -> bool:
@@ -190,6 +195,8 @@ class Gateway:
     def finished(self, exchange: Exchange) -> None:
         """It has given back everything but its place."""
         self.open_requests -= 1
+        if exchange.span is not None and self.tracing is not None:
+            self.tracing.end(exchange)
         if exchange.grant is not None:
             self.driver.ended(exchange.id, served=exchange.served)
         else:

@@ -18,7 +18,7 @@ from corral.gateway import bodies, errors, usage
 from corral.gateway.bodies import Asked, ClientGone, KeptBody
 from corral.gateway.effects import Arrival, Grant, Reject, Rejection
 from corral.gateway.errors import Refused, refuse
-from corral.gateway.headers import EVENT_STREAM, passing, stream_lines
+from corral.gateway.headers import EVENT_STREAM, passing, stream_lines, without
 from corral.gateway.keys import ApiKey
 from corral.gateway.limits import Admission
 from corral.gateway.naming import Route
@@ -27,6 +27,7 @@ from corral.gateway.refusals import not_found
 from corral.gateway.replies import Reply
 from corral.gateway.requests import Request
 from corral.gateway.routes import Carries, Proxied
+from corral.gateway.tracing import CONTEXT
 
 if TYPE_CHECKING:
     from corral.gateway.app import Gateway
@@ -61,6 +62,8 @@ class Exchange:
     """Nothing of it had to be waited for yet: it is still the moment of its arrival."""
     gone = False
     over = False
+    span: Any = None
+    """OpenTelemetry's, when traces are wanted."""
     committed = False
     """The status line went out (200 and an event stream), before a pod was found."""
     answered = False
@@ -84,6 +87,8 @@ class Exchange:
         self.id = gateway.next_id()
         self.request_id = request.request_id()
         self.arrived = gateway.driver.now()
+        if gateway.tracing is not None:
+            self.span = gateway.tracing.begin(request)
 
     # Ways in: the server, the task, and the pod's connection
 
@@ -377,7 +382,11 @@ class Exchange:
             lines.append(b"x-corral-usage: 1\r\n")
         if self.body is not None:
             lines.append(b"content-length: %d\r\n" % self.body.size)
-        lines += passing(request.passing, request.known)
+        if self.span is None or self.gateway.tracing is None:
+            lines += passing(request.passing, request.known)
+        else:
+            lines += without(passing(request.passing, request.known), *CONTEXT)
+            lines += self.gateway.tracing.lines(self.span)
         lines.append(b"\r\n")
         return b"".join(lines)
 

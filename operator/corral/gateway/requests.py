@@ -35,7 +35,7 @@ KEPT_HERE = HOP_BY_HOP | {
     b"http2-settings",
 }
 """Headers of a request that are not sent on."""
-LOOKED_AT = frozenset({b"content-type", b"content-encoding", b"traceparent"})
+LOOKED_AT = frozenset({b"content-type", b"content-encoding", b"traceparent", b"tracestate"})
 """Headers that are sent on and are read here as well."""
 PLAIN = frozenset({b"accept", b"user-agent", b"accept-language"})
 """Headers that go on and mean nothing here: those that nearly every client sends."""

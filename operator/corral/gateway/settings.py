@@ -46,8 +46,8 @@ class GatewaySettings:
     """How long a pod may take for the first byte of its answer: a whole answer's time when it does not stream."""
     idle_timeout: float = 600.0
     """How long a pod may pause inside an answer."""
-    pool_idle: float = 4.0
-    """How long an idle connection to a pod is reused: shorter than any server keeps it (uvicorn: 5 s)."""
+    pool_idle: float = 60.0
+    """How long an idle connection to a pod is reused: shorter than the supervisor keeps it (75 s)."""
 
     settle: float = 0.0
     """How long a stopping gateway still accepts, after its readiness went false: until nobody routes to it any more."""
