@@ -8,6 +8,7 @@ import orjson
 from corral_server.openai.errors import ApiError, invalid
 
 Body = Mapping[str, Any]
+_MOST_NESTED = 100
 
 
 def parse_body(raw: bytes) -> dict[str, Any]:
@@ -17,7 +18,19 @@ def parse_body(raw: bytes) -> dict[str, Any]:
         raise ApiError(400, "invalid_json", f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
         raise ApiError(400, "invalid_json", "the body has to be a JSON object")
+    if raw.count(b"{") + raw.count(b"[") > _MOST_NESTED and _depth(body) > _MOST_NESTED:
+        raise ApiError(400, "invalid_json", f"the body nests deeper than {_MOST_NESTED}")
     return body
+
+
+def _depth(body: Any) -> int:
+    """How deep it nests, level by level: what is too deep must not go through anything recursive."""
+    depth, level = 0, [body]
+    while level and depth <= _MOST_NESTED:
+        depth += 1
+        inner = (child for value in level for child in (value.values() if isinstance(value, dict) else value))
+        level = [child for child in inner if isinstance(child, (dict, list))]
+    return depth
 
 
 def number(body: Body, name: str, low: float, high: float, default: float | None = None) -> float | None:
