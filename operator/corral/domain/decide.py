@@ -14,7 +14,7 @@ from corral.domain.fairness import demand_of, queue
 from corral.domain.fit import candidates, refused_by_pool
 from corral.domain.lifecycle import clear_away, end_orphans, retire
 from corral.domain.model import Model
-from corral.domain.placement import place
+from corral.domain.placement import place, promise
 from corral.domain.places import backing_off
 from corral.domain.plan import Estimate, Explanation, Plan
 from corral.domain.rollout import finish, roll
@@ -35,7 +35,9 @@ def decide(snapshot: Snapshot, now: float) -> Plan:
     for model in models:
         clear_away(draft, model)
     _estimate(draft)
-    for want in queue(draft, [model for model in models if placeable(draft, model)]):
+    wants = queue(draft, [model for model in models if placeable(draft, model)])
+    promise(draft, wants)
+    for want in wants:
         if want.purpose is Purpose.ROLLOUT:
             roll(draft, want)
         else:

@@ -41,7 +41,7 @@ class Draft:
         self._standing: dict[str, Standing] = {}
         self._taken: dict[DeviceKey, list[int]] = {}  # bytes, models: what this plan gives away now
         self._kept: dict[DeviceKey, list[int]] = {}  # what is kept for those ahead in the queue
-        self._wished: dict[DeviceKey, int] = {}  # bytes that newcomers which still download will ask for
+        self._wished: dict[DeviceKey, dict[str, int]] = {}  # bytes, by model, that newcomers which still download will ask for
         self._leaving: dict[DeviceKey, tuple[int, int]] = {}
         self._pods: dict[str, int] = {}
         self._claimed: dict[DeviceKey, str] = {}  # namespaces that this plan makes pods for on devices that have one at a time
@@ -81,17 +81,19 @@ class Draft:
         models = limit - self.snapshot.index.arenas[key].models - taken[1] + counted
         return Room(free, free + leaving - kept[0], models, models + leavers - kept[1])
 
-    def wished(self, key: DeviceKey) -> int:
-        return self._wished.get(key, 0)
+    def wished(self, key: DeviceKey, by_others_than: str) -> int:
+        """Bytes that newcomers whose files are still on their way will ask for here."""
+        wishes = self._wished.get(key)
+        return sum(size for model, size in wishes.items() if model != by_others_than) if wishes else 0
 
     @property
     def has_wishes(self) -> bool:
         return bool(self._wished)
 
-    def spoken_for(self, key: DeviceKey, *, promises: bool) -> int:
-        """Bytes that this decision has given away or keeps for somebody."""
+    def spoken_for(self, key: DeviceKey, model: str, *, promises: bool) -> int:
+        """Bytes that this decision has given away, or keeps for somebody else than this model."""
         size = self._taken.get(key, NOTHING)[0] + self._kept.get(key, NOTHING)[0]
-        return size + self._wished.get(key, 0) if promises else size
+        return size + self.wished(key, model) if promises else size
 
     def leaving(self, key: DeviceKey) -> tuple[int, int]:
         """Bytes and models that evictions and deletions under way will give back on this device."""
@@ -135,10 +137,11 @@ class Draft:
             entry[0] += need - (own.uses(key) if own is not None else 0)
             entry[1] += 1
 
-    def wish(self, needs: Mapping[DeviceKey, int]) -> None:
+    def wish(self, model: str, needs: Mapping[DeviceKey, int]) -> None:
         """A newcomer that is not ready yet will ask for these; others had better go elsewhere, but may take them."""
         for key, need in needs.items():
-            self._wished[key] = self._wished.get(key, 0) + need
+            wishes = self._wished.setdefault(key, {})
+            wishes[model] = wishes.get(model, 0) + need
 
     # What is decided.
 

@@ -64,6 +64,15 @@ def place(draft: Draft, want: Want) -> None:
             return
 
 
+def promise(draft: Draft, wants: Sequence[Want]) -> None:
+    """Before anybody is placed: what newcomers will ask for whose pods start or download. Others had better go elsewhere."""
+    for want in wants:
+        for replica in draft.standing(want.model).coming:
+            found = own_place(draft, want.model, want.model.footprint, replica, coming=True) if want.model.footprint is not None else None
+            if found is not None:
+                draft.wish(want.model.key, {key: need - replica.uses(key) for key, need in found.needs.items()})
+
+
 def _place_one(draft: Draft, want: Want, asleep: list[Replica], coming: list[Replica]) -> bool:
     """True when one more replica may be looked at: this one is taken care of for now."""
     model = want.model
@@ -93,9 +102,6 @@ def _place_one(draft: Draft, want: Want, asleep: list[Replica], coming: list[Rep
             return True
     if coming:
         replica = coming.pop(0)
-        place_ = own_place(draft, model, footprint, replica, coming=True)
-        if place_ is not None:
-            draft.wish({key: need - replica.uses(key) for key, need in place_.needs.items()})
         explain.coming(draft, model, replica)
         return True
     finder = Finder(draft, model, footprint)
@@ -108,7 +114,7 @@ def _place_one(draft: Draft, want: Want, asleep: list[Replica], coming: list[Rep
 def _score(draft: Draft, model: Model, place_: Place) -> tuple[bool, float, int, int, tuple[DeviceKey, ...]]:
     """The least wins: not promised to another newcomer, the file is there, best fit, spread of the model's replicas, then the key."""
     left = left_over(draft, place_)
-    promised = any(draft.wished(each.key) > draft.room(each).now - place_.needs[each.key] for each in place_.devices)
+    promised = any(draft.wished(each.key, model.key) > draft.room(each).now - place_.needs[each.key] for each in place_.devices)
     near = sum(1 for each in draft.snapshot.replicas_of(model.key) if each.node == place_.node)
     return promised, place_.waits, left, near, place_.keys
 
@@ -146,7 +152,7 @@ def _create(draft: Draft, want: Want, place_: Place, asleep: list[Replica]) -> b
         draft.act(Delete(model.key, reasons.SCALE_DOWN, f"{spare.name}: another replica takes its place on {place_.node}.", spare.id))
     if host is not None:
         draft.take({host.key: model.residue}, None, models=0)
-    draft.wish({key: max(0, need - (model.residue if host is not None else 0)) for key, need in place_.needs.items()})
+    draft.wish(model.key, {key: max(0, need - (model.residue if host is not None else 0)) for key, need in place_.needs.items()})
     draft.create_pod(place_.node)
     draft.claim(place_.devices, model.namespace)
     where = explain.where(place_.keys)
@@ -259,7 +265,8 @@ def _option(draft: Draft, want: Want, place_: Place, search: Search, *, end_turn
     policy = policy_of(draft.pool(want.model).policy)
     seen = prospect(draft, want.model, place_.keys, want.purpose, end_turns=end_turns)
     search.places[place_.keys] = (place_, seen)
-    lacks = lacks_of(draft, place_, beside_promises=beside_promises and place_.own is None)
+    others = want.model.key if beside_promises and place_.own is None else ""
+    lacks = lacks_of(draft, place_, beside_promises_to_others_than=others)
     claims = {each.id for each in foreign_claims(draft, want.model, place_)}
     must = [each for each in seen.victims if each.replica.id in claims]
     if len(must) < len(claims):
@@ -269,7 +276,7 @@ def _option(draft: Draft, want: Want, place_: Place, search: Search, *, end_turn
         seen = prospect(draft, want.model, place_.keys, want.purpose, end_turns=end_turns, delete=True)
         chosen = cheapest(lacks, seen.victims, must)
     if chosen is None:
-        search.squeezed |= beside_promises and any(draft.wished(key) for key in place_.keys)
+        search.squeezed |= beside_promises and any(draft.wished(key, want.model.key) for key in place_.keys)
         return None
     price = policy.price([each.worth for each in chosen], place_.waits, draft.now)
     return Option(place_, tuple(chosen), price)

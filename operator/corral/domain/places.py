@@ -133,7 +133,7 @@ class Finder:
                 place_ = self.at(key)
                 if place_ is None or key in found or not fits_now(self.draft, self.model, place_):
                     continue
-                if self.draft.wished(key) > self.draft.room(place_.devices[0]).soon - place_.need:
+                if self.draft.wished(key, self.model.key) > self.draft.room(place_.devices[0]).soon - place_.need:
                     promised.append(place_)
                     continue
                 found[key] = place_
@@ -161,10 +161,10 @@ class Finder:
         left = MOST_SEARCHED
         for bound, key in keys:
             arena = arenas[key]
-            spoken = draft.spoken_for(key, promises=beside_promises)
+            spoken = draft.spoken_for(key, self.model.key, promises=beside_promises)
             room = arena.turn_room if end_turns else arena.idle_room
             if room - spoken < self.least:
-                self.squeezed |= beside_promises and room - draft.spoken_for(key, promises=False) >= self.least
+                self.squeezed |= beside_promises and room - draft.spoken_for(key, self.model.key, promises=False) >= self.least
                 continue
             if self.model.priority < arena.weakest and not arena.leaving and arena.free - spoken < self.least:
                 continue  # everybody there is more important
@@ -251,12 +251,12 @@ def fits_soon(draft: Draft, place_: Place) -> bool:
     return True
 
 
-def lacks_of(draft: Draft, place_: Place, *, beside_promises: bool = False) -> dict[DeviceKey, Lack]:
-    """What is missing, in the end; `beside_promises`: with what newcomers will ask for whose files are still on their way."""
+def lacks_of(draft: Draft, place_: Place, *, beside_promises_to_others_than: str = "") -> dict[DeviceKey, Lack]:
+    """What is missing, in the end; with what other newcomers will ask for whose files are still on their way, if the model is named."""
     lacks = {}
     for device in place_.devices:
         room = draft.room(device, place_.own)
-        promised = draft.wished(device.key) if beside_promises else 0
+        promised = draft.wished(device.key, beside_promises_to_others_than) if beside_promises_to_others_than else 0
         lacks[device.key] = Lack(place_.needs[device.key] - room.soon + promised, 1 - room.models_soon)
     return lacks
 

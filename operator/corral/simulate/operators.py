@@ -584,6 +584,7 @@ class Operator(Freezable):
                 yield 0.1
         known.turn = None
         known.loaded_at = None
+        self._recheck(known)
         residue = supervisor.spec.residue
         if known.record.devices[0].id == "host" and known.record.requested > residue:
             with self._leading():
