@@ -27,6 +27,7 @@ from corral.kube.ports import LOADED_FOR, TURN, Conflict, Gone, NotLeader, Refus
 
 log = logging.getLogger(__name__)
 
+REMEMBERED = 256
 LIMIT_NEAR = 0.9
 """A resident pod that uses more than this share of its memory limit gets a larger one."""
 
@@ -64,7 +65,7 @@ class Applier:
             case Estimate():
                 self._run(key, self._estimate(action.model))
             case Create():
-                request = planned(self._shell, action)
+                request = planned(self._shell, action, self._tasks.keys())
                 if request is None:
                     return
                 pod = expect(self._shell, request, action)
@@ -149,9 +150,9 @@ class Applier:
         if pod.gone or status is None or not pod.reachable:
             return
         if pod.resident:
-            served = status.state is ReplicaState.LOADED and status.served > 0
-            if served and LOADED_FOR in record.annotations:
-                self._run(f"mark {key}", self._mark(key, {LOADED_FOR: None}))
+            marks = _marks(pod)
+            if marks:
+                self._run(f"mark {key}", self._mark(key, marks))
             elif status.memory.total > record.memory_limit * LIMIT_NEAR and self._shell.limit(pod):
                 self._run(f"limit {key}", self._raise_limit(key))
             return
@@ -191,7 +192,7 @@ class Applier:
             facts.turns += 1
         self._metrics.turn()
         self._shell.store.touch(key)
-        self._run(f"mark {key}", self._mark(key, {TURN: to_json({"started": rfc3339(started)})}))
+        self._run(f"mark {key}", self._mark(key, _marks(pod)))
 
     async def _mark(self, key: str, annotations: dict[str, str | None]) -> None:
         await self._shell.annotate(key, annotations, holds=lambda pod: pod.resident)
@@ -228,8 +229,11 @@ class Applier:
 
     def _hold(self, key: str) -> None:
         settings: ControlSettings = self._shell.settings
+        now = self._shell.clock()
         count = self._held.get(key, (0.0, 0))[1] + 1
-        self._held[key] = (self._shell.clock() + min(settings.action_backoff_max, settings.action_backoff * 2.0 ** min(count - 1, 20)), count)
+        if len(self._held) >= REMEMBERED:  # of pods that have been gone for long
+            self._held = {held: (until, times) for held, (until, times) in self._held.items() if until + settings.action_backoff_max > now}
+        self._held[key] = (now + min(settings.action_backoff_max, settings.action_backoff * 2.0 ** min(count - 1, 20)), count)
 
     def _is_held(self, key: str, now: float) -> bool:
         held = self._held.get(key)
@@ -241,6 +245,19 @@ class Applier:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _marks(pod: Pod) -> dict[str, str | None]:
+    """Annotations that do not say yet what is true: its turn has begun, or it has served whom it was loaded for."""
+    record, marks = pod.record, dict[str, str | None]()
+    if pod.turn_started is not None:
+        turn = to_json({"started": rfc3339(pod.turn_started)})
+        if record.annotations.get(TURN) != turn:
+            marks[TURN] = turn
+    served = pod.status is not None and pod.status.state is ReplicaState.LOADED and pod.status.served > 0
+    if served and LOADED_FOR in record.annotations:
+        marks[LOADED_FOR] = None
+    return marks
 
 
 def action_key(action: Action) -> str:

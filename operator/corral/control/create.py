@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Container
 
 from corral.api import effective
 from corral.control.limits import memory_beside_gpu, memory_limit
@@ -18,13 +19,13 @@ from corral.kube.ports import Conflict, EstimateRequest, NotLeader, PodRecord, R
 log = logging.getLogger(__name__)
 
 
-def planned(shell: Shell, action: Create) -> ReplicaRequest | None:
-    """The pod to create, under a name that no pod has, not even one that is going."""
+def planned(shell: Shell, action: Create, busy: Container[str] = ()) -> ReplicaRequest | None:
+    """The pod to create, under a name that no pod has, not even one that is going, nor one for which something is still under way (`busy`)."""
     found, model = shell.store.deployments.get(action.model), shell.store.state.models.get(action.model)
     if not isinstance(found, Deployment) or model is None:
         return None
     metadata, ordinal = found.parsed.metadata, 0
-    while f"{metadata.namespace}/{metadata.name}-{action.revision}-{ordinal}" in shell.store.pods:
+    while (name := f"{metadata.namespace}/{metadata.name}-{action.revision}-{ordinal}") in shell.store.pods or name in busy:
         ordinal += 1
     device = shell.store.state.devices.get(action.devices[0])
     host = device.kind is DeviceKind.HOST if device is not None else any(key.id == HOST_ID for key in action.devices)
