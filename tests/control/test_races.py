@@ -254,3 +254,30 @@ async def test_a_turn_that_begins_while_another_mark_is_written_is_marked_too(wo
     world.put(pod)  # any news of it
     await world.until(lambda: TURN in pod.record.annotations)
     assert json.loads(pod.record.annotations[TURN]) == {"started": "2027-01-15T08:00:00.250000Z"}
+
+
+async def test_a_place_is_kept_for_clients_that_were_told_to_come_back_also_by_the_next_leader(world, lead):
+    world.pool(fairness={"maxWait": "100s", "turn": "50s"}, hold={"timeout": "1000s"}, eviction={"minResidency": "0s"})
+    world.node("n1", ROOM_FOR_ONE)
+    a, b = world.model("a", 100 * MI), world.model("b", 100 * MI)
+    running = lead()
+    await world.answered(a)
+    pod = world.hold(a)
+    store = running.controller.store
+    report(store, "gw-1", {"name": b, "waiting": 1, "oldestWaitSeconds": 5})
+    await world.until(lambda: "queueSince" in world.status(b))
+    since = world.status(b)["queueSince"]
+    report(store, "gw-1", {"name": b, "waiting": 0, "returningSeconds": 30})
+    await world.until(lambda: "queueUntil" in world.status(b))
+    report(store, "gw-1")
+    await quiet(world, running)
+    assert world.status(b)["queueSince"] == since
+    await running.drop()
+    second = lead(2)
+    await world.until(lambda: second.controller.store.facts.get(b) is not None)
+    await world.until(lambda: second.controller.store.facts[b].queue_until is not None)
+    report(second.controller.store, "gw-1", {"name": b, "waiting": 1, "oldestWaitSeconds": 0})
+    await quiet(world, second)
+    assert world.status(b)["queueSince"] == since, "who comes back in time stands where it stood"
+    world.end(pod)
+    await world.until(lambda: world.loaded() == {b})

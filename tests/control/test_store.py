@@ -7,10 +7,13 @@ from tests.support.fake_world import MI, QUICK
 
 from corral.api.mdstatus import ModelDeploymentStatus
 from corral.control.facts import NEVER, Facts
+from corral.control.observation import SupervisorStatus
 from corral.control.pods import Order
+from corral.control.settings import ControlSettings
 from corral.control.store import Store
 from corral.domain import reasons
-from corral.domain.model import DeviceKey
+from corral.domain.backoff import delay
+from corral.domain.model import DeviceKey, ReplicaState
 from corral.kube.ports import COMMIT, PodRecord
 
 HOST = DeviceKey("n1", "host")
@@ -121,3 +124,33 @@ def test_the_pause_after_a_failure_grows_and_a_success_ends_it():
         assert facts.failures["n1"].until == pytest.approx(100.0 + QUICK.failure_backoff * 2 ** (count - 1))
     facts.failed_on("n2", reasons.OUT_OF_MEMORY, "x", 100.0, QUICK)
     assert facts.failures["n2"].until == 100.0, "tried again at once, with more room"
+
+
+def test_a_load_that_succeeds_elsewhere_makes_the_model_well_and_the_node_is_left_alone_for_its_time():
+    facts = Facts("uid")
+    facts.failed_on("n1", reasons.LOAD_FAILED, "x", 100.0, QUICK)
+    until = facts.failures["n1"].until
+    facts.loaded_on("n2", SupervisorStatus(version=1, state=ReplicaState.LOADED), until - 0.01)
+    facts.forget_healed(until - 0.01)
+    assert [entry.node for entry in facts.backoff()] == ["n1"]
+    facts.forget_healed(until)
+    assert facts.backoff() == ()
+
+
+def test_what_is_over_but_not_healed_stays_known():
+    facts = Facts("uid")
+    facts.failed_on("n1", reasons.LOAD_FAILED, "x", 100.0, QUICK)
+    facts.forget_healed(10_000.0)
+    assert [entry.node for entry in facts.backoff()] == ["n1"], "the last load failed"
+    facts.loaded_on("n2", SupervisorStatus(version=1, state=ReplicaState.LOADED), 10_000.0)
+    assert facts.backoff() == ()
+
+
+def test_the_pauses_are_those_of_the_decision():
+    facts, settings = Facts("uid"), ControlSettings()
+    for count in (1, 2, 3):
+        facts.failed_on("n1", reasons.LOAD_FAILED, "x", 100.0, settings)
+        assert facts.failures["n1"].until == 100.0 + delay(count)
+    facts.block(reasons.SOURCE_UNREACHABLE, "x", 100.0, settings, retry=True)
+    assert facts.blocked is not None
+    assert facts.blocked.until == 100.0 + delay(1)
