@@ -1,5 +1,8 @@
 """What the operator's endpoint tells, scraped over HTTP from a loop that works: figures from its plans, labels that do not grow with the models."""
 
+import re
+from pathlib import Path
+
 import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -137,3 +140,14 @@ async def test_the_phases_of_a_load_are_in_the_status(world, lead):
     await idle(world, running)
     await world.answered(a)
     await world.until(lambda: set(world.status(a)["lastLoad"]) == {"total", "load"})
+
+
+async def test_the_page_on_metrics_names_them_all_and_no_other(lead):
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    listed = re.findall(r"^\| `(corral_\w+)` \| ([^|]*)\|", page, re.MULTILINE)
+    metrics = lead().controller.metrics
+    there = {family.name + ("_total" if family.type == "counter" else "") for family in metrics.collect()}
+    assert {name for name, _ in listed} == there
+    for name, labels in listed:
+        names = re.findall(r"`(\w+)`", labels)
+        assert not {"model", "pod", "replica"} & set(names), name
