@@ -83,15 +83,19 @@ class Witness:
     violations: list[str] = field(default_factory=list)
     _commits: dict[str, dict[tuple[str, str], int]] = field(default_factory=dict)
     _process: subprocess.Popen[str] | None = None
+    _thread: threading.Thread | None = None
     _stopped: bool = False
 
     def start(self) -> None:
-        threading.Thread(target=self._follow, daemon=True).start()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         self._stopped = True
         if self._process:
             self._process.kill()
+        if self._thread:
+            self._thread.join(10)
 
     def _follow(self) -> None:
         while not self._stopped:
@@ -100,6 +104,9 @@ class Witness:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
             for event in _documents(self._process):
                 self._take(event["type"], event["object"])
+            self._process.wait()
+            if self._process.stdout:
+                self._process.stdout.close()
             time.sleep(0.1)
 
     def _take(self, kind: str, pod: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.domain.builders import NOW, asleep, cluster, key, loaded, model, shorts, waiting
+from tests.domain.builders import NOW, asleep, cluster, gib, key, loaded, model, shorts, waiting
 
 from corral.domain import reasons
 from corral.domain.decide import decide
@@ -53,6 +53,18 @@ def test_no_pod_is_made_while_the_last_one_of_another_namespace_leaves():
     leaving = asleep("x-0", "x", namespace="other", namespace_claim=True, deleting=True)
     state = claimed({"n1/gpu0": 24}, models=[model("a"), other("x")], replicas=[leaving], demand={"a": waiting()})
     assert decide(state.snapshot(), NOW).actions == ()
+
+
+def test_one_device_is_handed_over_while_others_stay_as_they_are():
+    leaving = asleep("x-0", "x", namespace="other", namespace_claim=True, deleting=True)
+    staying = asleep("y-0", "y", node="n2", namespace="other", namespace_claim=True)
+    state = claimed({"n1/gpu0": 24, "n2/gpu0": 24}, models=[model("a"), other("x"), other("y")], replicas=[leaving, staying], demand={"a": waiting()})
+    assert decide(state.snapshot(), NOW).actions == ()
+    state.put_replica(replace(leaving, deleting=False, ordered="Delete", state=ReplicaState.LOADED, committed={key("n1"): gib(20)}))
+    assert decide(state.snapshot(), NOW).actions == ()
+    # Where even that would not make enough room, the other one is taken.
+    state.put_device(replace(state.devices[key("n1")], capacity=gib(8)))
+    assert shorts(decide(state.snapshot(), NOW)) == [("Delete", "other/y-0", "ClaimInTheWay")]
 
 
 def test_a_failed_pod_of_another_namespace_gives_its_device_up():

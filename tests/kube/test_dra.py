@@ -162,6 +162,17 @@ def test_what_was_allocated_is_read_back(world):
     assert (found.gpu_uuids, found.failure) == (("GPU-0",), "")
 
 
+def test_a_leader_that_has_read_no_slice_yet_believes_the_claim(world):
+    world.devices()
+    pod, claim = pod_record(world), our_claim(world.bind().needs[0], allocated("gpu-0"))
+    fresh = Dra()
+    fresh.claims.put(claim)
+    found = fresh.read_back(pod)
+    assert (found.gpu_uuids, found.failure) == (("GPU-0",), "")
+    fresh.claims.put(our_claim(world.bind().needs[0], allocated("gpu-7")))
+    assert fresh.read_back(pod).failure == reasons.BINDING_DIFFERS
+
+
 def test_another_allocation_than_the_one_decided_fails_the_pod(world):
     world.devices()
     world.dra.claims.put(our_claim(world.bind().needs[0], allocated("gpu-1")))

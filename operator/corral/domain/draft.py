@@ -44,6 +44,7 @@ class Draft:
         self._wished: dict[DeviceKey, dict[str, int]] = {}  # bytes, by model, that newcomers which still download will ask for
         self._leaving: dict[DeviceKey, tuple[int, int]] = {}
         self._pods: dict[str, int] = {}
+        self._handed: list[DeviceKey] | None = None
         self._claimed: dict[DeviceKey, str] = {}  # namespaces that this plan makes pods for on devices that have one at a time
         self._wake: float | None = None
 
@@ -159,6 +160,14 @@ class Draft:
 
     def create_pod(self, node: str) -> None:
         self._pods[node] = self._pods.get(node, 0) + 1
+
+    def handed_over(self) -> list[DeviceKey]:
+        """Devices of one namespace at a time that some pod is leaving."""
+        if self._handed is None:
+            arenas, devices = self.snapshot.index.arenas, self.snapshot.devices
+            leaving = (key for key, arena in arenas.items() if arena.leaving)
+            self._handed = sorted(key for key in leaving if (device := devices.get(key)) is not None and device.namespaced)
+        return self._handed
 
     def claim(self, devices: Iterable[Device], namespace: str) -> None:
         """This plan makes a pod of this namespace there."""

@@ -108,7 +108,21 @@ def _place_one(draft: Draft, want: Want, asleep: list[Replica], coming: list[Rep
     here = finder.free_now()
     if here:
         return _create(draft, want, min(here, key=lambda each: _score(draft, model, each)), asleep)
+    handed = _handed_over(draft, model, finder)
+    if handed is not None:
+        draft.keep(handed.needs, None)
+        explain.evicting(draft, model, handed.need, handed.keys)
+        return True
     return _make_room(draft, want, own, finder, asleep)
+
+
+def _handed_over(draft: Draft, model: Model, finder: Finder) -> Place | None:
+    """A place that only waits for pods of another namespace to be gone which leave already: no second device is emptied meanwhile."""
+    for each in finder.on(draft.handed_over()):
+        claims = foreign_claims(draft, model, each)
+        if claims and all(it.deleting or it.ordered == "Delete" for it in claims) and fits_soon(draft, each):
+            return each
+    return None
 
 
 def _score(draft: Draft, model: Model, place_: Place) -> tuple[bool, float, int, int, tuple[DeviceKey, ...]]:

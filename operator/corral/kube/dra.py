@@ -125,6 +125,12 @@ class Dra:
                     return claim(device, pod.namespace, class_name)
         return None
 
+    def _id(self, triple: Triple, pinned: GpuDevice | None) -> str:
+        """What a claim says of its own device is believed: its slice may not have been read yet, or not be there."""
+        if pinned is not None and pinned.triple == triple:
+            return pinned.id
+        return self._keys[triple].id if triple in self._keys else str(triple)
+
     def read_back(self, pod: PodRecord) -> PodRecord:
         """The pod with what the scheduler allocated to it, and as failed when that is not what was decided."""
         if not pod.claims:
@@ -134,7 +140,7 @@ class Dra:
             facts = self.claims.get(pod.namespace, name)
             if facts is None or not facts.holds or (not pod.scheduled and not facts.reserved):
                 return pod  # not allocated yet
-            allocated += [self._keys[triple].id if triple in self._keys else str(triple) for triple in facts.holds]
+            allocated += [self._id(triple, facts.device) for triple in facts.holds]
         pod = dataclasses.replace(pod, gpu_uuids=tuple(allocated))
         if tuple(allocated) == pod.devices or pod.failure:
             return pod
