@@ -8,7 +8,7 @@ from corral.control.store import Store
 from corral.domain.model import Device, DeviceKey, DeviceKind, Node
 from corral.kube.ports import PodRecord
 
-MODELS = 500
+MODELS = 120
 
 
 def model(number: int, generation: int = 1) -> dict:

@@ -69,7 +69,12 @@ class Metrics:
         self._swaps = Counter("corral_swaps_total", "Evictions that made room for another model", registry=self.registry)
         self._turns = Counter("corral_turns_total", "Turns that began", registry=self.registry)
         self._plan_seconds = Histogram("corral_plan_seconds", "Time that one decision took", buckets=QUICK, registry=self.registry)
-        self._load_seconds = Histogram("corral_load_seconds", "From the decision to load until loaded", buckets=SECONDS, registry=self.registry)
+        self._load_seconds = Histogram(
+            "corral_load_seconds",
+            "A load, with pod start and download where there were any, waiting for memory left out",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
         self._phase_seconds = Histogram(
             "corral_load_phase_seconds", "The parts of a load: schedule, download, start, load", ("phase",), buckets=SECONDS, registry=self.registry
         )
