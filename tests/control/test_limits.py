@@ -1,6 +1,10 @@
 """A pod's memory limit was set from an estimate; what is measured later must not get the pod killed."""
 
-from tests.support.fake_world import MI
+from dataclasses import replace
+
+from tests.support.fake_world import MI, QUICK
+
+from corral.kube.ports import Refused
 
 
 async def settled(world, running) -> None:
@@ -47,3 +51,28 @@ async def test_the_next_load_has_the_limit_that_the_measurement_asks_for(world, 
     await settled(world, running)
     assert pod.record.memory_limit == 138 * MI
     assert world.faults == []
+
+
+async def test_a_limit_that_the_api_will_not_raise_is_not_asked_for_with_every_news(world, lead):
+    world.node("n1", 800 * MI)
+    a = world.model("a", 100 * MI)
+    running = lead(settings=replace(QUICK, action_backoff=60.0))
+    await world.answered(a)
+    await settled(world, running)
+    asked = []
+
+    async def refuse(pod, memory_request, memory_limit=0):
+        asked.append(memory_limit)
+        raise Refused("no")
+
+    running.client.resize = refuse
+    pod = world.pods_of(a)[0]
+    pod.supervisor.life.memory["total"] = 120 * MI
+    pod.supervisor.life.version += 1
+    pod.supervisor.told()
+    await world.until(lambda: asked)
+    for _ in range(3):
+        await world.answered(a)
+        await settled(world, running)
+    assert asked == [150 * MI]
+    assert world.loaded() == {a}

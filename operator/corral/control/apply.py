@@ -151,9 +151,9 @@ class Applier:
             return
         if pod.resident:
             marks = _marks(pod)
-            if marks:
+            if marks and not self._is_held(f"mark {key}", now):
                 self._run(f"mark {key}", self._mark(key, marks))
-            elif status.memory.total > record.memory_limit * LIMIT_NEAR and self._shell.limit(pod):
+            elif status.memory.total > record.memory_limit * LIMIT_NEAR and self._shell.limit(pod) and not self._is_held(f"limit {key}", now):
                 self._run(f"limit {key}", self._raise_limit(key))
             return
         facts = store.facts.get(record.model)
