@@ -151,10 +151,9 @@ class Gateway:
 
     # What exchanges report
 
-    def arrived(self, exchange: Exchange, *, resident: bool) -> None:
-        if resident:
-            self.metrics.hit(exchange.key)
-        elif self.machine.view(exchange.key) is not None:
+    def missed(self, exchange: Exchange) -> None:
+        """Its model was not resident when it arrived."""
+        if self.machine.view(exchange.key) is not None:
             self.metrics.misses.labels(exchange.key).inc()
 
     def sending(self, exchange: Exchange) -> None:

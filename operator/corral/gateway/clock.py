@@ -8,10 +8,5 @@ import time
 class SystemClock:
     """Implements `Clock`."""
 
-    @staticmethod
-    def monotonic() -> float:
-        return time.monotonic()
-
-    @staticmethod
-    def time() -> float:
-        return time.time()
+    monotonic = staticmethod(time.monotonic)
+    time = staticmethod(time.time)

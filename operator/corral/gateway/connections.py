@@ -16,7 +16,7 @@ from typing import Any, cast
 import httptools
 
 from corral.gateway.replies import Reply
-from corral.gateway.requests import PLAIN, Request
+from corral.gateway.requests import KEPT_HERE, PLAIN, Request
 from corral.gateway.settings import GatewaySettings
 
 BODY_HIGH_WATER = 64 * 1024
@@ -144,6 +144,8 @@ class ClientConnection(asyncio.Protocol):
             name = name.lower()
             if name in PLAIN:
                 request.passing += (name, b": ", value, b"\r\n")
+            elif name in KEPT_HERE and name not in request.known:
+                request.known[name] = value
             else:
                 request.add(name, value)
 
@@ -171,8 +173,12 @@ class ClientConnection(asyncio.Protocol):
         self._waiting.append(request)
 
     def on_body(self, data: bytes) -> None:
-        if self._parsing is not None:
-            self._parsing.came(data)
+        request = self._parsing
+        if request is not None and not request.answered:
+            request.pieces.append(data)
+            request.held += len(data)
+            if request.waiter is not None:
+                request.wake()
 
     def on_message_complete(self) -> None:
         request, self._parsing = self._parsing, None
@@ -180,7 +186,8 @@ class ClientConnection(asyncio.Protocol):
         if request is not None:
             request.complete = True
             request.expects_continue = False
-            request.wake()
+            if request.waiter is not None:
+                request.wake()
         if self._discarding:
             self._discarding = False
             self._deadline = self.loop.time() + self.shared.settings.keep_alive
@@ -213,7 +220,8 @@ class ClientConnection(asyncio.Protocol):
             return
         if self.transport.is_closing():
             return
-        self._resume()
+        if self._paused:
+            self._resume()
         if self._waiting:
             if not self._starting:
                 self._start()

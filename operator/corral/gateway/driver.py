@@ -96,9 +96,9 @@ class Driver:
 
     # Requests
 
-    def arrive(self, arrival: Arrival, now: float | None = None) -> Grant | Reject | asyncio.Future[Outcome]:
-        """The machine's answer; for Wait a future of the answer to come. `now`: when the caller has just looked."""
-        return self._own(arrival.id, self.machine.arrive(arrival, self.now() if now is None else now))
+    def arrive(self, arrival: Arrival, now: float) -> Grant | Reject | asyncio.Future[Outcome]:
+        """The machine's answer; for Wait a future of the answer to come."""
+        return self._own(arrival.id, self.machine.arrive(arrival, now))
 
     def refused(self, request: str, *, unreachable: bool) -> Grant | Reject | asyncio.Future[Outcome]:
         return self._own(request, self.machine.refused(request, self.now(), unreachable=unreachable))
@@ -119,10 +119,11 @@ class Driver:
 
     def _own(self, request: str, effects: list[Effect]) -> Grant | Reject | asyncio.Future[Outcome]:
         """Split the effect of the caller's own request off, and carry out the rest."""
-        if len(effects) == 1 and isinstance(effects[0], _OWN):
+        first = effects[0] if len(effects) == 1 else None
+        if isinstance(first, _OWN):
             if self.machine.sooner:
                 self._rearm()
-            return effects[0]
+            return first
         own: Grant | Reject | asyncio.Future[Outcome] | None = None
         rest: list[Effect] = []
         for effect in effects:

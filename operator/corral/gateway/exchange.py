@@ -72,6 +72,7 @@ class Exchange:
     pod_status = 0
     pod_error: bytearray | None = None
     """A pod's error answer that comes too late to be passed on as it is."""
+    waits_since = 0.0
     waited = 0.0
     was_resident = True
     served = False
@@ -99,11 +100,12 @@ class Exchange:
             self.api_key = self.gateway.access.authenticate(request.known)
             if request.complete and self.proxied.carries is Carries.JSON:
                 self.at_once = True
-                self._check_encoding()
+                if b"content-encoding" in request.known:
+                    self._check_encoding()
                 self.body = bodies.keep(request.take(), self.gateway.bodies)
                 self.asked = bodies.peek(self.body.in_memory or b"")
                 outcome = self._arrive()
-                if isinstance(outcome, Grant) and self._send_at_once(outcome):
+                if type(outcome) is Grant and self._send_at_once(outcome):
                     return
                 self.at_once = False
                 self.gateway.spawn(self._slowly(outcome))
@@ -165,7 +167,8 @@ class Exchange:
             self.gateway.first_byte(self, self.gateway.driver.now() - self.granted_at)
         self.tail = (self.tail + data)[-usage.TAIL :] if self.counts_tokens else data
         if last:
-            self._settle_tokens()
+            if self.counts_tokens:
+                self._settle_tokens()
             self.reply.finish(data)
             return True
         return self.reply.feed(data)
@@ -265,8 +268,12 @@ class Exchange:
         else:
             self._admit(key, route.asked)
             arrival = Arrival(self.id, route.key, size, affinity, autoload, "wake" in key.scopes, key.id, key.waiting_share)
-        outcome = gateway.driver.arrive(arrival, self.arrived if self.at_once else None)
-        gateway.arrived(self, resident=isinstance(outcome, Grant))
+        self.waits_since = self.arrived if self.at_once else gateway.driver.now()
+        outcome = gateway.driver.arrive(arrival, self.waits_since)
+        if type(outcome) is Grant:
+            gateway.metrics.hit(route.key)
+        else:
+            gateway.missed(self)
         return outcome
 
     def _admit(self, key: ApiKey, asked: str) -> None:
@@ -275,6 +282,8 @@ class Exchange:
         view = self.gateway.machine.view(self.key)
         if view is not None:
             access.need_model(key, view, asked)
+        if not key.limited:
+            return
         tokens = 0
         if key.tokens_per_minute is not None:
             self.counts_tokens = True
@@ -288,12 +297,11 @@ class Exchange:
         if isinstance(outcome, Reject):
             raise Refused(outcome.rejection)
         self.was_resident = False
-        since = self.gateway.driver.now()
         self.gateway.held(self)
         try:
             return await self._hold(outcome)
         finally:
-            self.waited += self.gateway.driver.now() - since
+            self.waited += self.gateway.driver.now() - self.waits_since
             self.gateway.released(self)
 
     async def _hold(self, future: asyncio.Future[Grant | Reject]) -> Grant:
@@ -372,6 +380,7 @@ class Exchange:
         self.link = None
         self.grant = None
         self.gateway.came_back(self)
+        self.waits_since = self.gateway.driver.now()
         return self.gateway.driver.refused(self.id, unreachable=unreachable)
 
     def _head(self, grant: Grant) -> bytes:
@@ -383,7 +392,7 @@ class Exchange:
         if self.body is not None:
             lines.append(b"content-length: %d\r\n" % self.body.size)
         if self.span is None or self.gateway.tracing is None:
-            lines += passing(request.passing, request.known)
+            lines += request.passing if b"connection" not in request.known else passing(request.passing, request.known)
         else:
             lines += without(passing(request.passing, request.known), *CONTEXT)
             lines += self.gateway.tracing.lines(self.span)
@@ -404,7 +413,7 @@ class Exchange:
                 return
         else:
             self.status = link.status
-            lines = passing(link.passing, known)
+            lines = link.passing if b"connection" not in known else passing(link.passing, known)
             grant = self.grant
             assert grant is not None  # noqa: S101 - it was sent
             lines += (b"x-request-id: ", self.request_id, self.gateway.marks_of(grant))

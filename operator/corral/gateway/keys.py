@@ -43,6 +43,10 @@ class ApiKey:
     """The part of a model's places in the waiting room that this key may take."""
 
     @property
+    def limited(self) -> bool:
+        return not (self.requests_per_minute is None and self.tokens_per_minute is None and self.concurrent is None)
+
+    @property
     def may_use_all(self) -> bool:
         return "*" in self.models
 

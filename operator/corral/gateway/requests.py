@@ -141,13 +141,6 @@ class Request:
         self.held = 0
         return data
 
-    def came(self, data: bytes) -> None:
-        """Called by the connection."""
-        if not self.answered:
-            self.pieces.append(data)
-            self.held += len(data)
-            self.wake()
-
     def wake(self) -> None:
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
