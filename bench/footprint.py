@@ -61,7 +61,7 @@ def anonymous(pid: int) -> int:
 
 
 def used(case: Case, folder: Path) -> tuple[dict[str, int], int]:
-    """llama.cpp's own buffers, and what all processes hold after some work."""
+    """llama.cpp's own buffers, and what all processes hold beside the weights after some work."""
     with Server(case.path().as_uri(), folder, engine=case.engine) as server:
         status = server.load()
         for index in range(2):
@@ -72,7 +72,7 @@ def used(case: Case, folder: Path) -> tuple[dict[str, int], int]:
                 server.http.post("/v1/completions", json=ask).raise_for_status()
         tree = server.tree()
         held = sum(anonymous(p) for p in [server.process.pid, *tree["zygote"], *tree["children"]])
-    return {k: status["memory"][k] for k in ("weights", "kvCache", "compute")}, held
+    return {k: status["memory"][k] for k in ("weights", "kvCache", "compute")}, held - status["memory"]["repacked"]
 
 
 def row(case: Case) -> dict[str, Any]:

@@ -199,7 +199,9 @@ class Watchdog:
         facts = self.cluster.models.get(model)
         if outcome == "hold_timeout" and self.cluster.now - request.arrived < pool.hold_timeout - 1.0:
             raise InvariantError(4, f"{request.id} is told hold_timeout after {self.cluster.now - request.arrived:.1f} s")
-        if outcome == "does_not_fit" and facts is not None and self.fits(facts.spec):
+        pinned = [each.spec.key for each in self.cluster.models.values() if each.spec.pinned]
+        overflow = facts is not None and facts.spec.pinned and len(pinned) > 1  # pinned models alone may fill everything
+        if outcome == "does_not_fit" and facts is not None and self.fits(facts.spec) and not overflow:
             raise InvariantError(4, f"{request.id} is told does_not_fit, and {model} fits")
 
     def finish(self) -> None:
