@@ -7,14 +7,16 @@ import asyncio
 import time
 from typing import Any
 
+import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from corral_server.anthropic.messages import error_shape
 from corral_server.openai.errors import encoded
 from corral_server.supervisor import Supervisor
 from corral_server.tokens import InvalidTokenError, TokenVerifier
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/health", "/v1/health"})
-RESTING_PATHS = frozenset({"/v1/models", "/models", "/openapi.json", "/props", "/slots", "/metrics"})
+RESTING_PATHS = frozenset({"/v1/models", "/models", "/openapi.json", "/props", "/slots", "/metrics", "/lora-adapters"})
 """Answered whatever the model's state; they neither wake it nor count as use."""
 
 _SMALL_BODY = 64 << 10
@@ -81,7 +83,7 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, code:
                         break
         except TimeoutError:
             read = False
-    body = encoded(status, code, message)
+    body = orjson.dumps(error_shape(status, message)) if scope["path"].startswith("/v1/messages") else encoded(status, code, message)
     fields = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *extra]
     if not read:
         fields.append((b"connection", b"close"))

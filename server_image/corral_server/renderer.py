@@ -12,10 +12,13 @@ from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 
 from corral_server.channel import BlockingChannel
 from corral_server.schemas import UnusableSchemaError, schema_rules
+from corral_server.template_needs import Needs, fitted, needs_of
 
 _ROOM = 512 << 20
 
@@ -32,14 +35,31 @@ def _tojson(value: Any, *, ensure_ascii: bool = False, indent: int | None = None
     """As llama.cpp and transformers write it: no HTML escapes, a blank after separators."""
     import json  # noqa: PLC0415  only templates with tools come here
 
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, default=list)
 
 
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    env = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols], keep_trailing_newline=False, autoescape=False
+def _plain(value: Any) -> Any:
+    """Escapes of HTML have no place in a prompt."""
+    return value
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}`, with which trainers mark what to learn: its inside counts, the mark does not."""
+
+    tags = {"generation"}  # noqa: RUF012  the base class has it so
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
+
+
+def _environment() -> jinja2.sandbox.SandboxedEnvironment:
+    # Not the immutable one: some templates build lists. What they could change is this request's alone.
+    env = jinja2.sandbox.SandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation], keep_trailing_newline=False, autoescape=False
     )
     env.filters["tojson"] = _tojson
+    env.filters.update(dict.fromkeys(("e", "escape", "forceescape", "safe"), _plain))
     env.globals["raise_exception"] = _raise
     env.globals["strftime_now"] = lambda form: datetime.now(UTC).astimezone().strftime(form)
     return env
@@ -48,15 +68,21 @@ def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
 class Renderer:
     def __init__(self) -> None:
         self._env = _environment()
-        self._compiled: dict[str, jinja2.Template] = {}
+        self._compiled: dict[str, tuple[jinja2.Template, Needs]] = {}
 
     def render(self, order: dict[str, Any]) -> str:
-        source = order["template"]
-        template = self._compiled.get(source)
-        if template is None:
+        source, variables = order["template"], order["variables"]
+        known = self._compiled.get(source)
+        if known is None:
             self._compiled.clear()
-            template = self._compiled[source] = self._env.from_string(source)
-        return template.render(**order["variables"])
+            template = self._env.from_string(source)
+            tokens = {"bos_token": variables.get("bos_token", ""), "eos_token": variables.get("eos_token", ""), "add_generation_prompt": True}
+            needs = needs_of(lambda messages: template.render(messages=messages, **tokens), calls="tool_calls" in source)
+            known = self._compiled[source] = (template, needs)
+        template, needs = known
+        now = datetime.now(UTC).astimezone()
+        dates = {"date_string": now.strftime("%d %b %Y"), "datetime": now.strftime("%b %d %Y")}
+        return template.render(**{**dates, **variables, "messages": fitted(variables["messages"], needs)})
 
 
 def main(sock: socket.socket) -> None:

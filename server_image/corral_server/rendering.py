@@ -1,6 +1,7 @@
 """Chat templates from the supervisor's side: asks the renderer process, kills it when it takes too long, starts another when it is needed."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from corral_server.nursery import Child, Nursery
@@ -11,6 +12,14 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """For a file that brings no template of its own."""
+
+
+def template_variables(messages: list[dict[str, Any]], tools: list[Any] | None, extra: Mapping[str, Any], *, bos: str, eos: str) -> dict[str, Any]:
+    """What a chat template is rendered with."""
+    return {
+        "messages": messages, "add_generation_prompt": True, "bos_token": bos, "eos_token": eos, "enable_thinking": True,
+        **({"tools": tools} if tools else {}), **extra,
+    }  # fmt: skip
 
 
 class TemplateError(Exception):

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+
 from corral_server.dialects import formats, reader
 from corral_server.dialects.formats import Dialect, Thinking
 
@@ -39,8 +40,10 @@ CASES = [
     (
         "hermes, two after words",
         formats.HERMES,
-        'Let me see.<tool_call>{"name": "get_weather", "arguments": {"city": "Oslo"}}</tool_call>\n<tool_call>\n'
-        '{"arguments": {"a": [1, {"b": "}"}]}, "name": "add"}</tool_call>',
+        (
+            'Let me see.<tool_call>{"name": "get_weather", "arguments": {"city": "Oslo"}}</tool_call>\n<tool_call>\n'
+            '{"arguments": {"a": [1, {"b": "}"}]}, "name": "add"}</tool_call>'
+        ),
         ("Let me see.", "", BOTH),
     ),
     (
@@ -69,15 +72,19 @@ CASES = [
     (
         "deepseek 3",
         formats.DEEPSEEK,
-        f"{formats.DEEPSEEK_ALL}{formats.DEEPSEEK_CALL}function{formats.DEEPSEEK_SEP}get_weather\n```json\n"
-        f'{{"city": "Oslo"}}\n```{formats.DEEPSEEK_CALL_END}{formats.DEEPSEEK_ALL_END}',
+        (
+            f"{formats.DEEPSEEK_ALL}{formats.DEEPSEEK_CALL}function{formats.DEEPSEEK_SEP}get_weather\n```json\n"
+            f'{{"city": "Oslo"}}\n```{formats.DEEPSEEK_CALL_END}{formats.DEEPSEEK_ALL_END}'
+        ),
         ("", "", OSLO),
     ),
     (
         "deepseek 3.1",
         formats.DEEPSEEK,
-        f'ok{formats.DEEPSEEK_ALL}{formats.DEEPSEEK_CALL}get_weather{formats.DEEPSEEK_SEP}{{"city": "Oslo"}}{formats.DEEPSEEK_CALL_END}'
-        f'{formats.DEEPSEEK_CALL}add{formats.DEEPSEEK_SEP}{{"a": [1, {{"b": "}}"}}]}}{formats.DEEPSEEK_CALL_END}{formats.DEEPSEEK_ALL_END}',
+        (
+            f'ok{formats.DEEPSEEK_ALL}{formats.DEEPSEEK_CALL}get_weather{formats.DEEPSEEK_SEP}{{"city": "Oslo"}}{formats.DEEPSEEK_CALL_END}'
+            f'{formats.DEEPSEEK_CALL}add{formats.DEEPSEEK_SEP}{{"a": [1, {{"b": "}}"}}]}}{formats.DEEPSEEK_CALL_END}{formats.DEEPSEEK_ALL_END}'
+        ),
         ("ok", "", BOTH),
     ),
     ("gpt-oss", formats.HARMONY, HARMONY_TEXT, ("", "Need it.", OSLO)),

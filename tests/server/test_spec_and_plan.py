@@ -49,6 +49,21 @@ def test_a_broken_specification_is_refused(text: str, says: str):
         parse_spec(text)
 
 
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"model": {"source": "file:///m", "projector": "file:///p"}}, "model.projector"),
+        ({"engine": {"adapters": [{"name": "poet", "source": "file:///a"}]}}, "engine.adapters"),
+        ({"engine": {"draft": {"ngram": True}}}, "engine.draft"),
+        ({"engine": {"draft": {"source": "file:///d"}}}, "engine.draft"),
+    ],
+)
+def test_what_cannot_be_honoured_is_never_ignored(more: dict, field: str):
+    with pytest.raises(Failure, match=field) as caught:
+        parse_spec(json.dumps({"model": {"source": "file:///m"}, **more}))
+    assert caught.value.reason == "InvalidEngineSettings"
+
+
 def test_the_plan_of_a_chat_model():
     plan = make_plan(EngineSpec(), LLAMA)
     assert (plan.context_length, plan.cells, plan.slots, plan.batch, plan.micro_batch, plan.outputs) == (8192, 16384, 4, 2048, 512, 4)

@@ -21,6 +21,7 @@ from corral_server.openai.messages import parse_messages
 from corral_server.openai.sampling import sampling_of
 from corral_server.openai.service import Service
 from corral_server.openai.tools import Toolbox, parse_tools
+from corral_server.template_needs import joined
 
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
@@ -74,13 +75,13 @@ class Conversation:
                 calls.append(Call(part.text))
             elif part.kind == "arguments":
                 calls[part.call].arguments += part.text
-        return Said(_joined(parts, "text"), _joined(parts, "thought"), calls, finished)
+        return Said(_of_kind(parts, "text"), _of_kind(parts, "thought"), calls, finished)
 
     def start(self, service: Service) -> Generation:
         return Generation(service.generator(len(self.jobs)), self.jobs)
 
 
-def _joined(parts: list[Part], kind: str) -> str:
+def _of_kind(parts: list[Part], kind: str) -> str:
     return "".join(p.text for p in parts if p.kind == kind)
 
 
@@ -127,7 +128,7 @@ def _told(messages: list[dict[str, Any]], tools: list[Any], toolbox: Toolbox) ->
     described = "\n".join(orjson.dumps(t["function"]).decode() for t in tools)
     text = f"You can call these functions:\n{described}\n{wanted}"
     if messages[0]["role"] == "system":
-        return [{**messages[0], "content": f"{messages[0]['content']}\n\n{text}"}, *messages[1:]]
+        return [{**messages[0], "content": f"{joined(messages[0]['content'])}\n\n{text}"}, *messages[1:]]
     return [{"role": "system", "content": text}, *messages]
 
 
@@ -137,9 +138,9 @@ def _in_words(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for message in messages:
         if message.get("tool_calls"):
             calls = "\n".join(orjson.dumps({"tool_call": c["function"]}).decode() for c in message["tool_calls"])
-            plain.append({"role": "assistant", "content": f"{message['content']}\n{calls}" if message["content"] else calls})
+            plain.append({"role": "assistant", "content": f"{joined(message['content'])}\n{calls}" if message["content"] else calls})
         elif message["role"] in ("tool", "function"):
-            plain.append({"role": "user", "content": "Result of the function: " + (message["content"] or "")})
+            plain.append({"role": "user", "content": "Result of the function: " + joined(message["content"])})
         else:
             plain.append(message)
     return plain

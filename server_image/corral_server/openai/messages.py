@@ -37,7 +37,7 @@ def _message(raw: Any, where: str) -> dict[str, Any]:
     return message
 
 
-def _content(raw: Any, where: str) -> str | None:
+def _content(raw: Any, where: str) -> str | list[dict[str, str]] | None:
     if raw is None or isinstance(raw, str):
         return raw
     if not isinstance(raw, list):
@@ -53,7 +53,8 @@ def _content(raw: Any, where: str) -> str | None:
             raise ApiError(400, "unsupported_content", f"{where}[{index}] is of type {kind}; this model takes text only", where)
         else:
             raise invalid(f"{where}[{index}]", f"{where}[{index}] is {fields.shown(part)}; it has to be a part such as {{type: text, text: ...}}")
-    return "\n".join(texts)
+    # Several stay apart: some templates were trained on parts. The renderer joins them for the others.
+    return [{"type": "text", "text": text} for text in texts] if len(texts) > 1 else "".join(texts)
 
 
 def _tool_calls(raw: Any, where: str) -> list[dict[str, Any]]:

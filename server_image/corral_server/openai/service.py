@@ -12,7 +12,7 @@ from corral_server.engine_client import EngineClient
 from corral_server.openai import fields
 from corral_server.openai.answers import unless_gone
 from corral_server.openai.errors import ApiError, invalid
-from corral_server.rendering import CHATML, TemplateError
+from corral_server.rendering import CHATML, TemplateError, template_variables
 from corral_server.supervisor import Supervisor
 
 _QUEUE_PER_SLOT = 16
@@ -142,10 +142,7 @@ class Service:
 
     async def render(self, messages: list[dict[str, Any]], tools: list[Any] | None, extra: Mapping[str, Any], *, with_tools: bool = False) -> str:
         """The prompt that the model's own template makes of the messages."""
-        variables = {
-            "messages": messages, "add_generation_prompt": True, "bos_token": self.model.get("bos", ""),
-            "eos_token": self.model.get("eos", ""), **({"tools": tools} if tools else {}), **extra,
-        }  # fmt: skip
+        variables = template_variables(messages, tools, extra, bos=str(self.model.get("bos", "")), eos=str(self.model.get("eos", "")))
         try:
             prompt = await self._supervisor.rendering.render(self.template(with_tools=with_tools or bool(tools)), variables)
         except TemplateError as error:

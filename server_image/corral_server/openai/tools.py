@@ -60,15 +60,9 @@ def _tool(raw: Any, where: str) -> dict[str, Any]:
         raise invalid(f"{where}.function.parameters", f"{where}.function.parameters is {fields.shown(parameters)}; it has to be a JSON schema")
     if function.get("description") is not None and not isinstance(function["description"], str):
         raise invalid(f"{where}.function.description", f"{where}.function.description has to be a string")
-    # Templates reach into these without asking whether they are there.
-    return {
-        "type": "function",
-        "function": {
-            "description": "",
-            **{k: v for k, v in function.items() if v is not None},
-            "parameters": parameters or {**_ANY_OBJECT, "properties": {}},
-        },
-    }
+    # Templates reach into these without asking whether they are there, and write them in this order.
+    described = {"name": name, "description": function.get("description") or "", "parameters": parameters or {**_ANY_OBJECT, "properties": {}}}
+    return {"type": "function", "function": described}
 
 
 def _choice(raw: Any, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
