@@ -176,6 +176,7 @@ def main() -> None:
                     for target in targets:
                         found = asyncio.run(measure(target, clients, words, options.tokens))
                         results.setdefault((target.name, clients, words), []).append(found)
+                        print(f"# {target.name} {clients} {words} " + " ".join(f"{k}={v:.1f}" for k, v in found.items()), file=sys.stderr, flush=True)
     for (name, clients, words), rounds in results.items():
         figures = "  ".join(f"{k} {spread([r[k] for r in rounds])}" for k in rounds[0])
         print(f"{name:12} clients {clients:2} words {words:4}  {figures}")

@@ -342,9 +342,9 @@ class Supervisor:
 
     def _memory(self, buffers: dict[str, int]) -> dict[str, int]:
         total = self._residue()
-        # Weights are mapped: page cache, not anonymous memory, when they are in the file's pages.
-        other = max(total - buffers["kvCache"] - buffers["compute"], 0)
-        return {"weights": buffers["weights"], "kvCache": buffers["kvCache"], "compute": buffers["compute"], "other": other, "total": total}
+        # Weights are mapped: page cache, not anonymous memory, unless they were copied into another order.
+        other = max(total - buffers["kvCache"] - buffers["compute"] - buffers["repacked"], 0)
+        return {**buffers, "other": other, "total": total}
 
     def _spawn(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(work)

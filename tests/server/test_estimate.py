@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import pytest
 from tests.server.harness import ROOT, Server
 from tests.server.web_source import Site, serving
 from tests.support.gguf_files import sentence_model
 from tests.support.models import gemma, minilm, smollm2
+from tests.support.random_models import Shape, random_model
 
 pytestmark = pytest.mark.model
 
@@ -42,6 +44,27 @@ def anonymous(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss_Anon:"))
 
 
+def split_in_two(path: Path, folder: Path) -> Path:
+    """The first part of the same model in two files; the keys are in the first."""
+    source = gguf.GGUFReader(path)
+    half = len(source.tensors) // 2
+    for number, tensors in enumerate((source.tensors[:half], source.tensors[half:])):
+        writer = gguf.GGUFWriter(folder / f"m-{number + 1:05d}-of-00002.gguf", "llama")
+        for key, field in source.fields.items() if number == 0 else ():
+            if not key.startswith("GGUF.") and key != "general.architecture":
+                writer.add_key_value(key, field.contents(), field.types[0], sub_type=field.types[-1] if len(field.types) > 1 else None)
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", 2)
+        writer.add_int32("split.tensors.count", len(source.tensors))
+        for tensor in tensors:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return folder / "m-00001-of-00002.gguf"
+
+
 @pytest.mark.parametrize("name", ["smollm2", "gemma", "minilm"])
 def test_what_was_promised_covers_what_is_used_and_not_much_more(name: str, tmp_path: Path):
     path = {"smollm2": smollm2, "gemma": gemma, "minilm": minilm}[name]()
@@ -61,7 +84,7 @@ def test_what_was_promised_covers_what_is_used_and_not_much_more(name: str, tmp_
         used = sum(anonymous(p) for p in [server.process.pid, *tree["zygote"], *tree["children"]])
         measured = {k: status["memory"][k] for k in ("weights", "kvCache", "compute")}
     assert {k: promised[k] for k in measured} == measured
-    total = used + promised["weights"]
+    total = used + promised["weights"] - status["memory"]["repacked"]
     assert total <= promised["total"] <= total * 1.15
 
 
@@ -107,3 +130,21 @@ def test_a_refusal_is_an_answer(tmp_path: Path):
     refused = estimate("http://127.0.0.1:1/m.gguf", tmp_path, CORRAL_ALLOW_LOCAL_SOURCES="")
     assert refused["reason"] in ("SourceUnreachable", "SourceRefused")
     assert estimate(smollm2().as_uri(), tmp_path, spec={"engine": {"slots": 0}})["reason"] == "InvalidEngineSettings"
+
+
+def test_each_layer_has_the_cache_that_it_will_have(tmp_path: Path):
+    windows = estimate(str(random_model(Shape("gemma3", layers=7, window=256))), tmp_path, spec={"engine": {"contextLength": 4096}})["perLayer"]
+    # Six layers look back 256 tokens, the sixth of seven at everything.
+    assert [n for n, _, _ in windows] == [5, 1, 1]
+    assert windows[1][2] > 4 * windows[0][2]
+    assert windows[0][2] == windows[2][2] > 0
+    states = estimate(str(random_model(Shape("lfm2"))), tmp_path)["perLayer"]
+    assert states[0][2] < states[1][2] / 100
+
+
+def test_the_parts_of_a_split_file_count_with_their_layers(tmp_path: Path):
+    whole = sentence_model(size=20_000_000, layers=4)
+    split = estimate(split_in_two(whole, tmp_path).as_uri(), tmp_path)
+    one = estimate(str(whole), tmp_path)
+    assert split["perLayer"] == one["perLayer"]
+    assert {k: split[k] for k in ("weights", "kvCache", "input", "output")} == {k: one[k] for k in ("weights", "kvCache", "input", "output")}

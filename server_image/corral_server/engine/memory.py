@@ -3,7 +3,7 @@
 import ctypes
 from typing import Any
 
-from corral_server.engine.library import LIB
+from corral_server.engine.library import LIB, L
 
 _SYMBOL = "_Z26llama_get_memory_breakdownPK13llama_context"
 
@@ -24,19 +24,39 @@ class _Node(ctypes.Structure):
     )  # fmt: skip
 
 
+def _name_of(buffer_type: int) -> str:
+    function = LIB.ggml_backend_buft_name
+    function.restype = ctypes.c_char_p
+    function.argtypes = [ctypes.c_void_p]
+    return str(function(buffer_type).decode())
+
+
 def breakdown(context: Any) -> dict[str, int]:
-    """Bytes of weights, KV cache and compute buffers over all devices, as the allocator counts them (x86-64 calling convention)."""
+    """Bytes of weights, KV cache and compute buffers over all devices, as the allocator counts them (x86-64 calling convention).
+
+    Weights that were put into another order for this processor lie in a buffer of their own, while their place in the mapped file is still counted;
+    each is counted once here, and how much of them is such a copy (anonymous memory, unlike the file) is `repacked`.
+    """
     function = LIB[_SYMBOL]
     function.restype = None
     function.argtypes = [ctypes.POINTER(_MapHeader), ctypes.c_void_p]
     header = _MapHeader()
     function(ctypes.byref(header), context)
-    totals = {"weights": 0, "kvCache": 0, "compute": 0}
+    totals = {"weights": 0, "kvCache": 0, "compute": 0, "repacked": 0}
+    mapped = False
     pending = [header.root] if header.count else []
     while pending:
         node = _Node.from_address(pending.pop())
         totals["weights"] += node.model
         totals["kvCache"] += node.context
         totals["compute"] += node.compute
+        name = _name_of(node.buffer_type)
+        if name.endswith("_Mapped"):
+            mapped = mapped or node.model > 0
+        elif name.startswith("CPU_") or name == "AMX":
+            totals["repacked"] += node.model
         pending += [child for child in (node.left, node.right) if child]
+    if mapped:
+        # The mapped range may or may not reach over the tensors that were copied.
+        totals["weights"] = max(totals["weights"] - totals["repacked"], min(totals["weights"], L.llama_model_size(L.llama_get_model(context))))
     return totals

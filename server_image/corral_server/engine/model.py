@@ -32,8 +32,8 @@ def load_model(
     params.n_gpu_layers = gpu_layers
     params.vocab_only = vocab_only
     params.no_alloc = no_alloc
-    # Repacked weights would cost memory that the estimate cannot see, and load time.
-    params.use_extra_bufts = False
+    # Weights in the processor's own order: a third faster with 4-bit formats. The estimate sees them because it plans with the same setting.
+    params.use_extra_bufts = True
     params.load_mode = L.LLAMA_LOAD_MODE_NONE if no_alloc else L.LLAMA_LOAD_MODE_MMAP
     if split and len(split) > 1:
         if len(split) > L.llama_max_devices():
