@@ -21,6 +21,7 @@ def test_a_sleeping_pod_gave_its_request_back_and_wakes_without_a_restart(world:
     ask(world, "camel")  # alpaca makes room
     asleep = until("alpaca's request is lowered", lambda: next((p for p in world.pods("alpaca") if allocated(p) < footprint), None), 20)
     assert asleep["metadata"]["uid"] == awake["metadata"]["uid"]
+    ask(world, "badger")  # camel, on alpaca's node, is now the one that was not used for longest
     assert ask(world, "alpaca") == "I am alpaca."
     (again,) = world.pods("alpaca")
     assert again["metadata"]["uid"] == awake["metadata"]["uid"]
