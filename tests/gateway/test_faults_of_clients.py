@@ -197,3 +197,34 @@ async def test_a_reader_that_stops_for_good_is_cut(stand_up):
             await stand.until(lambda: stand.server.connections == 0, 10)
         await stand.at_rest()
         await stand.until(lambda: pod.in_flight == 0)
+
+
+async def test_the_wish_for_another_protocol_is_not_granted_and_the_request_is_answered(stand, pod):
+    lines = (b"host: x", b"content-length: 18", b"connection: upgrade, http2-settings", b"upgrade: h2c", b"http2-settings: AAMAAABk")
+    async with RawClient(stand.server.port) as client:
+        await client.send(request(*lines))
+        assert (await client.answer())[0] == 200
+        await client.send(request(*lines, body=BODY[:7]))
+        await client.send(BODY[7:] + post(n=3))  # what follows the body is the next request, and nothing else
+        assert (await client.answer())[0] == 200
+        assert (await client.answer())[0] == 200
+    assert [seen[3] for seen in pod.seen[:2]] == [BODY, BODY]
+    assert json.loads(pod.seen[2][3])["n"] == 3
+    assert not {"upgrade", "http2-settings"} & {name.lower() for name in pod.seen[0][2]}
+
+
+async def test_an_old_client_gets_no_chunks(stand, pod):
+    body = b'{"model": "small", "stream": true}'
+    async with RawClient(stand.server.port) as client:
+        await client.send(b"POST /v1/chat/completions HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        head, _, rest = (await asyncio.wait_for(client.reader.read(), 5)).partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head
+    assert rest == b"".join(pod.chunks)
+
+
+async def test_a_head_request_has_no_body(stand):
+    async with RawClient(stand.server.port) as client:
+        await client.send(b"HEAD /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        answer = await asyncio.wait_for(client.reader.read(), 5)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"\r\n\r\n")

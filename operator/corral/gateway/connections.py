@@ -52,6 +52,7 @@ class ClientConnection(asyncio.Protocol):
     _in_headers = True
     _paused = False
     _starting = False
+    _resuming = False
     _deaf = False
     """Whatever still comes is no request."""
     _discarding = False
@@ -98,7 +99,12 @@ class ClientConnection(asyncio.Protocol):
                 self._refuse(b"431 Request Header Fields Too Large")
                 return
         try:
-            self._parser.feed_data(data)
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self._body_follows():
+                    raise
+                self._parser.feed_data(data[upgrade.args[0] :])
         except httptools.HttpParserUpgrade:
             # The wish to speak another protocol is not granted; the request itself is as good as any. What follows it is not looked at.
             self._deaf = True
@@ -132,9 +138,12 @@ class ClientConnection(asyncio.Protocol):
     # httptools
 
     def on_message_begin(self) -> None:
-        self._parsing = Request(self)
+        if not self._resuming:
+            self._parsing = Request(self)
 
     def on_url(self, url: bytes) -> None:
+        if self._resuming:
+            return
         assert self._parsing is not None  # noqa: S101 - on_message_begin comes first
         self._parsing.target += url
 
@@ -150,6 +159,8 @@ class ClientConnection(asyncio.Protocol):
                 request.add(name, value)
 
     def on_headers_complete(self) -> None:
+        if self._resuming:
+            return
         self._in_headers = False
         self._header_bytes = 0
         self._deadline = None
@@ -191,6 +202,21 @@ class ClientConnection(asyncio.Protocol):
         if self._discarding:
             self._discarding = False
             self._deadline = self.loop.time() + self.shared.settings.keep_alive
+
+    def _body_follows(self) -> bool:
+        """The parser stops where a request asks for another protocol. That is not granted, so if it has a body a new parser goes on with that."""
+        request = self._waiting[-1] if self._waiting else None
+        length = b"" if request is None else request.known.get(b"content-length", b"")
+        if request is None or (b"transfer-encoding" not in request.known and not length.strip(b"0")):
+            return False
+        framing = b"content-length: " + length if length else b"transfer-encoding: chunked"
+        request.complete = False
+        self._in_headers, self._resuming = False, True
+        self._parser = httptools.HttpRequestParser(self)
+        self._parser.feed_data(b"POST / HTTP/1.1\r\nhost: x\r\n" + framing + b"\r\n\r\n")
+        self._resuming = False
+        self._parsing = request
+        return True
 
     # For requests and replies
 
