@@ -28,7 +28,7 @@ from corral.domain import reasons
 from corral.domain.decide import decide
 from corral.domain.model import ReplicaState
 from corral.domain.plan import Plan, Verdict
-from corral.kube.ports import Leadership, Statuses, Workloads
+from corral.kube.ports import Gone, Leadership, Statuses, Workloads
 
 log = logging.getLogger(__name__)
 
@@ -249,7 +249,10 @@ class Controller:
                 self._recorder.model(it.model, it.reason, f"{it.pod} on {it.node}: {it.message}", warning=True)
 
     async def _write_model(self, key: str, status: Mapping[str, Any]) -> None:
-        raw = self.store.deployments[key].raw
+        deployment = self.store.deployments.get(key)
+        if deployment is None:
+            raise Gone(f"ModelDeployment {key} was deleted before its status was written")
+        raw = deployment.raw
         namespace, _, name = key.partition("/")
         uid = str((raw.get("metadata") or {}).get("uid") or "")
         self._metrics.status_written("model")
