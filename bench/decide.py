@@ -1,9 +1,9 @@
 """How long one decision takes, by the size of the cluster: `python bench/decide.py [--nodes 1000] [--rounds 15]`.
 
-A cluster of N nodes with 8 devices each, 10 models and 4 resident replicas per node, and 100 models that wait. Half of the devices are full of foreign
-pods, the other half hold one replica each, three in ten of them busy; so waiters have to evict. Ten in a hundred waiters are less important than
-everybody else and can only wait. Two figures: a decision in which all the waiting is new, and one after a single replica changed. The table ends with
-the exponent of the growth.
+A cluster of N nodes with 8 devices each, 10 models and 4 resident replicas per node, and 100 models that wait. Half of the devices are full of
+foreign pods, the other half hold one replica each, three in ten of them busy; so waiters have to evict. Ten in a hundred waiters are less important
+than everybody else and can only wait. Three figures: a decision in which all the waiting is new, one that starts all the evictions, and one after a
+single replica changed (with what that change costs). The table ends with the exponent of the growth.
 """
 
 from __future__ import annotations
@@ -87,7 +87,16 @@ def carry_out(state: State, plan: Plan) -> None:
         if isinstance(action, Create):
             model = state.models[action.model]
             state.put_replica(
-                Replica(f"{model.key.rpartition('/')[2]}-n{number}", "models", model.key, "r1", action.devices, ReplicaState.PENDING, created=NOW, ordered="Create")
+                Replica(
+                    f"{model.key.rpartition('/')[2]}-n{number}",
+                    "models",
+                    model.key,
+                    "r1",
+                    action.devices,
+                    ReplicaState.PENDING,
+                    created=NOW,
+                    ordered="Create",
+                )
             )
         elif isinstance(action, Load | Evict | Delete):
             replica = state.replicas[action.replica]
@@ -152,10 +161,9 @@ def main() -> None:
     for nodes in sizes:
         figures, kinds = measure(nodes, options.rounds)
         rows.append(figures)
-        print(
-            f"{nodes:>6} {8 * nodes:>8} {10 * nodes:>7} {4 * nodes:>9} {figures['all new']:>9.2f} {figures['evicting']:>9.2f} {figures['one change']:>11.2f}"
-            f"   {', '.join(f'{name} {count}' for name, count in sorted(kinds.items()))}"
-        )
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(kinds.items()))
+        times = f"{figures['all new']:>9.2f} {figures['evicting']:>9.2f} {figures['one change']:>11.2f}"
+        print(f"{nodes:>6} {8 * nodes:>8} {10 * nodes:>7} {4 * nodes:>9} {times}   {counts}")
     growth = ", ".join(f"{name} {exponent(sizes, [row[name] for row in rows]):.2f}" for name in rows[0])
     print(f"exponent of the growth: {growth} (1 is linear)")
     tracemalloc.start()

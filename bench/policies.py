@@ -22,13 +22,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 from traces import BANDWIDTH, START, TRACES, Trace, scenario
 
 from corral.domain import policy as policies
-from corral.domain.model import Model, Replica
+from corral.domain.model import DeviceKey, Model, Replica, ReplicaState
+from corral.domain.policy_cost_aware import CostAware
 from corral.domain.policy_lru import LeastRecentlyUsed
 from corral.simulate.report import percentile
 from corral.simulate.scenario import START as EPOCH
 from corral.simulate.scenario import Scenario
 from corral.simulate.world import World
 
+FIRST_SEED = 1000  # none of those on which the constants of CostAware were chosen
 DOCS = Path(__file__).parents[1] / "docs"
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # Student's t, by the number of seeds
 
@@ -61,8 +63,8 @@ class Belady(LeastRecentlyUsed):
 
 
 def run(name: str, trace: Trace, seed: int) -> dict[str, float]:
-    chosen = "CostAware" if name == "CostAware" else "LRU"
-    made = scenario(trace, seed, policy=chosen, min_residency=0.0 if name == "LRU, no minResidency" else 30.0, infinite=name == "infinite memory")
+    chosen = "CostAware" if name.startswith("CostAware") else "LRU"
+    made = scenario(trace, seed, policy=chosen, min_residency=0.0 if name.endswith("no minResidency") else 30.0, infinite=name == "infinite memory")
     table = dict(policies.POLICIES)
     if name == "FIFO":
         table["LRU"] = FirstInFirstOut()
@@ -95,13 +97,13 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(values), half
 
 
-NAMES = ("LRU", "LRU, no minResidency", "FIFO", "CostAware", "Belady", "infinite memory")
+NAMES = ("LRU", "LRU, no minResidency", "FIFO", "CostAware", "CostAware, no minResidency", "Belady", "infinite memory")
 
 
 def measure(seeds: int) -> dict[str, dict[str, list[dict[str, float]]]]:
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
     for trace in TRACES:
-        found[trace.name] = {name: [run(name, trace, seed) for seed in range(seeds)] for name in NAMES}
+        found[trace.name] = {name: [run(name, trace, FIRST_SEED + seed) for seed in range(seeds)] for name in NAMES}
         print("\n".join(table(trace, found[trace.name])), flush=True)
         print(flush=True)
     return found
@@ -162,6 +164,7 @@ def paging(asked: Sequence[int], sizes: Sequence[float], room: float, name: str)
     cost = [START + size * 1e9 / BANDWIDTH for size in sizes]
     used: dict[int, float] = {}
     loaded: dict[int, float] = {}
+    served: dict[int, int] = {}
     paid = 0.0
     for step, number in enumerate(asked):
         now = 10.0 * step
@@ -172,12 +175,20 @@ def paging(asked: Sequence[int], sizes: Sequence[float], room: float, name: str)
                 elif name == "FIFO":
                     victim = min(used, key=lambda each: loaded[each])
                 else:
-                    victim = min(used, key=lambda each: cost[each] / (sizes[each] * max(now - used[each], 1.0)))
+                    victim = min(
+                        used, key=lambda each: CostAware().worth(_as_replica(used[each], loaded[each], served[each], sizes[each]), None, now)
+                    )
                 del used[victim]
             paid += cost[number]
-            loaded[number] = now
+            loaded[number], served[number] = now, 0
         used[number] = now
+        served[number] += 1
     return paid
+
+
+def _as_replica(used: float, loaded: float, served: int, size: float) -> Replica:
+    key = DeviceKey("n", "d")
+    return Replica("r", "n", "m", "", (key,), ReplicaState.LOADED, committed={key: int(size * 1e9)}, last_used=used, loaded_at=loaded, served=served)
 
 
 def small_cases(seeds: int) -> list[str]:
@@ -205,6 +216,7 @@ COLOURS = {
     "LRU, no minResidency": "#8fb3dd",
     "FIFO": "#b0b0b0",
     "CostAware": "#d9822b",
+    "CostAware, no minResidency": "#f0b779",
     "Belady": "#5a9e5a",
     "infinite memory": "#dddddd",
 }
@@ -212,12 +224,13 @@ COLOURS = {
 
 def plot(found: Mapping[str, Mapping[str, list[dict[str, float]]]]) -> str:
     """Request-seconds waited, LRU = 1, with the 95 % interval of the ratio."""
-    width, height, left, top = 900, 380, 60, 30
+    width, height, left, top = 980, 380, 60, 30
     group = (width - left - 20) / len(found)
     bar = group * 0.8 / len(NAMES)
-    most = max(
-        statistics.mean(each["waited"] / other["waited"] for each, other in zip(runs, rows["LRU"], strict=True)) for rows in found.values() for runs in rows.values()
-    )
+    most = 0.0
+    for rows in found.values():
+        for runs in rows.values():
+            most = max(most, statistics.mean(each["waited"] / other["waited"] for each, other in zip(runs, rows["LRU"], strict=True)))
     scale = (height - top - 70) / max(1.2, most * 1.1)
     base = height - 70
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="11">']
@@ -233,22 +246,34 @@ def plot(found: Mapping[str, Mapping[str, list[dict[str, float]]]]) -> str:
             ratios = [each["waited"] / other["waited"] for each, other in zip(rows[name], rows["LRU"], strict=True)]
             mean, half = interval(ratios)
             px = x + number * bar
-            parts.append(f'<rect x="{px:.1f}" y="{base - mean * scale:.1f}" width="{bar * 0.9:.1f}" height="{mean * scale:.1f}" fill="{COLOURS[name]}"/>')
+            parts.append(
+                f'<rect x="{px:.1f}" y="{base - mean * scale:.1f}" width="{bar * 0.9:.1f}" height="{mean * scale:.1f}" fill="{COLOURS[name]}"/>'
+            )
             middle = px + bar * 0.45
             low, high = base - max(0.0, mean - half) * scale, base - (mean + half) * scale
             parts.append(f'<line x1="{middle:.1f}" x2="{middle:.1f}" y1="{low:.1f}" y2="{high:.1f}" stroke="#333"/>')
         parts.append(f'<text x="{x + group * 0.4:.1f}" y="{base + 16}" text-anchor="middle">{trace}</text>')
     for number, name in enumerate(NAMES):
-        x = left + number * 135
-        parts.append(f'<rect x="{x}" y="{height - 28}" width="10" height="10" fill="{COLOURS[name]}"/><text x="{x + 14}" y="{height - 19}">{name}</text>')
+        x = left + number * 128
+        parts.append(
+            f'<rect x="{x}" y="{height - 28}" width="10" height="10" fill="{COLOURS[name]}"/><text x="{x + 14}" y="{height - 19}">{name}</text>'
+        )
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _box(x: float, y: float, width: float, height: float, colour: str) -> str:
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}"/>'
 
 
 def write(found: Mapping[str, Mapping[str, list[dict[str, float]]]], small: Sequence[str], seeds: int) -> None:
     page = DOCS / "policies.md"
     text = page.read_text()
     tables = "\n\n".join("\n".join(table(trace, found[trace.name])) for trace in TRACES)
-    for name, body in (("tables", tables), ("small", "\n".join(small)), ("seeds", f"Ten seeds make each figure: {seeds} here." if seeds != 10 else "")):
+    for name, body in (
+        ("tables", tables),
+        ("small", "\n".join(small)),
+        ("seeds", f"Ten seeds make each figure: {seeds} here." if seeds != 10 else ""),
+    ):
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         if begin in text:
             head, _, rest = text.partition(begin)
