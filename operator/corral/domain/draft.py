@@ -164,8 +164,7 @@ class Draft:
     def handed_over(self) -> list[DeviceKey]:
         """Devices of one namespace at a time that some pod is leaving."""
         if self._handed is None:
-            arenas, devices = self.snapshot.index.arenas, self.snapshot.devices
-            leaving = (key for key, arena in arenas.items() if arena.leaving)
+            devices, leaving = self.snapshot.devices, self.snapshot.index.vacating
             self._handed = sorted(key for key in leaving if (device := devices.get(key)) is not None and device.namespaced)
         return self._handed
 

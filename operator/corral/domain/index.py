@@ -79,6 +79,7 @@ class Index:
         self.attention: set[str] = set()  # models that a decision has to look at, whatever the time
         self.unfit: set[str] = set()  # models that no device could hold, or that their pool refuses
         self.unknown: set[str] = set()  # models whose footprint is not known
+        self.vacating: set[DeviceKey] = set()  # devices that some pod is leaving
         self.due: list[tuple[float, str]] = []  # when time alone makes a model worth a look
         self.cached: dict[str, set[str]] = {}  # nodes that have a file, by digest
         self._due_of: dict[str, float] = {}
@@ -115,6 +116,7 @@ class Index:
 
     def _unrank(self, old: Device) -> None:
         arena = self.arenas.pop(old.key)
+        self.vacating.discard(old.key)
         pool = self.pool(old.pool)
         pool.free.replace((arena.free, old.key), None)
         pool.idle_room.replace((arena.idle_room, old.key), None)
@@ -147,6 +149,7 @@ class Index:
             if replica.in_flight or replica.queued:
                 stuck += uses
         arena.models, arena.leaving, arena.weakest = models, frozenset(leaving), weakest
+        (self.vacating.add if leaving else self.vacating.discard)(key)
         arena.free = device.usable - state.used.get(key, 0)
         arena.idle_room = device.usable - stuck
         arena.turn_room = device.usable - stuck_in_turns

@@ -7,6 +7,7 @@ between its requests per second since the load and the time since the last one; 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from corral.domain.model import Model, Replica
@@ -35,7 +36,7 @@ def rate(replica: Replica, now: float) -> float:
     """Requests per second that are to be expected."""
     often = (replica.served + 1) / (max(0.0, now - (replica.loaded_at or 0.0)) + EARLY)
     lately = 1 / max(now - last_use(replica), RECENT)
-    return often**FREQUENCY * lately ** (1 - FREQUENCY)
+    return math.pow(often, FREQUENCY) * math.pow(lately, 1 - FREQUENCY)
 
 
 class CostAware:

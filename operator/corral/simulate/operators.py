@@ -268,7 +268,9 @@ class Operator(Freezable):
         for device, capacity in spec.devices.items():
             key = DeviceKey(name, device)
             if key not in self.state.devices:
-                self.state.put_device(Device(key, pool, self.cluster.device_kind(key), capacity, spec.margin))
+                kind = self.cluster.device_kind(key)
+                claimed = kind is DeviceKind.GPU and any(each.namespace_claims for each in self.cluster.scenario.models)
+                self.state.put_device(Device(key, pool, kind, capacity, spec.margin, namespaced=claimed))
 
     def _model(self, key: str, changes: Mapping[str, Any] | None = None) -> None:
         facts = self.cluster.models.get(key)
