@@ -7,7 +7,7 @@ from tests.domain.builders import NOW, asleep, cluster, gib, key, loaded, model,
 
 from corral.domain import reasons
 from corral.domain.decide import decide
-from corral.domain.model import Backoff, Blocked, Demand, DeviceKind, Pool, ReplicaState
+from corral.domain.model import Backoff, Blocked, Demand, DeviceKind, Node, Pool, ReplicaState
 from corral.domain.plan import Create, Delete, Evict, Load
 
 
@@ -340,3 +340,17 @@ def test_a_create_takes_the_way_with_one_node_closed():
     plan = decide(state.snapshot(), NOW)
     assert not any(isinstance(each, Create) for each in plan.actions)
     assert "node cordoned (1 device)" in plan.verdicts["m/a"].explanation.message
+
+
+def test_a_full_node_gives_up_the_pod_that_slept_longest():
+    state = cluster(
+        models=[model("a"), model("b"), model("new")],
+        replicas=[asleep("a-0", "a", last_used=NOW - 500), asleep("b-0", "b", last_used=NOW - 900)],
+        demand={"new": waiting()},
+    )
+    state.put_node(Node("n1", "default", pod_slots=2))
+    assert shorts(decide(state.snapshot(), NOW)) == [("Delete", "m/b-0", "PodSlots")]
+    put(state, state.replicas["m/b-0"], ordered="Delete")
+    assert decide(state.snapshot(), NOW).actions == (), "one leaves already"
+    state.remove_replica("m/b-0")
+    assert shorts(decide(state.snapshot(), NOW)) == [("Create", "n1/gpu0", "Requested")]

@@ -100,12 +100,17 @@ def floor_of(model: Model) -> int:
     return max(model.min_replicas, 1 if model.pinned else 0)
 
 
-def _wanted_asleep(draft: Draft, replica: Replica, model: Model) -> Refusal | None:
-    """A sleeping one is deleted for the little that it keeps, unless somebody waits for it or its floor does."""
+def is_wanted_asleep(draft: Draft, model: Model) -> bool:
+    """Somebody waits for its sleeping replicas, or its floor does."""
     demand = draft.snapshot.demand.get(model.key)
     if demand is not None and (demand.waiting or demand.wish == "Load"):
-        return _refuse(replica, reasons.WANTED)
-    if floor_of(model) and draft.standing(model).have < floor_of(model):
+        return True
+    return floor_of(model) > 0 and draft.standing(model).have < floor_of(model)
+
+
+def _wanted_asleep(draft: Draft, replica: Replica, model: Model) -> Refusal | None:
+    """A sleeping one is deleted for the little that it keeps, unless it is wanted."""
+    if is_wanted_asleep(draft, model):
         return _refuse(replica, reasons.WANTED)
     if replica.state not in (ReplicaState.SLEEPING, ReplicaState.FAILED):
         return _refuse(replica, reasons.STARTING)

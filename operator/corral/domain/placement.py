@@ -11,10 +11,10 @@ from itertools import chain
 
 from corral.domain import explain, reasons
 from corral.domain.draft import Draft
-from corral.domain.eviction import Lack, Prospect, Purpose, Victim, cheapest, prospect, turn_start
-from corral.domain.model import DeviceKey, DeviceKind, Model, Replica
+from corral.domain.eviction import Lack, Prospect, Purpose, Victim, cheapest, is_wanted_asleep, prospect, turn_start
+from corral.domain.model import DeviceKey, DeviceKind, Model, Replica, ReplicaState
 from corral.domain.places import MOST_SHOWN, Finder, Place, fits_now, fits_soon, foreign_claims, lacks_of, left_over, own_place
-from corral.domain.plan import Create, Delete, Evict, Load, Next, Refusal
+from corral.domain.plan import Create, Delete, Evict, Explanation, Load, Next, Refusal
 from corral.domain.policy import policy_of
 
 PASSING = frozenset(
@@ -125,12 +125,12 @@ def _handed_over(draft: Draft, model: Model, finder: Finder) -> Place | None:
     return None
 
 
-def _score(draft: Draft, model: Model, place_: Place) -> tuple[bool, float, int, int, tuple[DeviceKey, ...]]:
+def _score(draft: Draft, model: Model, place_: Place) -> tuple[bool, bool, float, int, int, tuple[DeviceKey, ...]]:
     """The least wins: not promised to another newcomer, the file is there, best fit, spread of the model's replicas, then the key."""
     left = left_over(draft, place_)
     promised = any(draft.wished(each.key, model.key) > draft.room(each).now - place_.needs[each.key] for each in place_.devices)
     near = sum(1 for each in draft.snapshot.replicas_of(model.key) if each.node == place_.node)
-    return promised, place_.waits, left, near, place_.keys
+    return draft.pods_left(place_.node) < 1, promised, place_.waits, left, near, place_.keys
 
 
 # Actions.
@@ -158,7 +158,7 @@ def _create(draft: Draft, want: Want, place_: Place, asleep: list[Replica]) -> b
     if host is not None and min((room := draft.room(host)).now, room.soon) < model.residue:
         return False
     if draft.pods_left(place_.node) < 1:
-        return False
+        return _free_a_slot(draft, model, place_)
     pods = [each for each in draft.snapshot.replicas_of(model.key) if not each.deleting and each.ordered != "Delete"]
     if len(pods) > model.max_replicas and asleep:
         spare = min(asleep, key=lambda each: (each.last_used, each.id))
@@ -173,6 +173,31 @@ def _create(draft: Draft, want: Want, place_: Place, asleep: list[Replica]) -> b
     draft.act(Create(model.key, want.reason, f"{model.key}: a sleeping replica on {where}.", place_.keys, model.revision))
     explain.starting(draft, model, where)
     return True
+
+
+def _free_a_slot(draft: Draft, model: Model, place_: Place) -> bool:
+    """The node takes no more pods: the one that slept longest and that nobody wants makes way, unless some pod leaves already."""
+    there = [draft.snapshot.replicas[each] for each in sorted(draft.snapshot.by_node.get(place_.node, ()))]
+    leaving = sum(1 for each in there if each.deleting or each.ordered == "Delete")
+    if draft.pods_left(place_.node) + leaving < 1:
+        spare = [each for each in there if each.model != model.key and _dispensable(draft, each)]
+        if not spare:
+            text = f"needs a pod on {place_.node}, which takes no more, and every pod of Corral there is wanted."
+            draft.say(model, Explanation(reasons.POD_SLOTS, text, place_.need))
+            return False
+        oldest = min(spare, key=lambda each: (each.last_used, each.id))
+        message = f"{oldest.name} sleeps, and {place_.node} takes no more pods: {model.key} needs one."
+        draft.act(Delete(oldest.model, reasons.POD_SLOTS, message, oldest.id))
+    draft.create_pod(place_.node)
+    explain.starting(draft, model, explain.where(place_.keys))
+    return True
+
+
+def _dispensable(draft: Draft, replica: Replica) -> bool:
+    if replica.state not in (ReplicaState.SLEEPING, ReplicaState.FAILED) or replica.committed or not draft.free_to_act(replica):
+        return False
+    owner = draft.snapshot.models.get(replica.model)
+    return owner is None or not is_wanted_asleep(draft, owner)
 
 
 def _evict(draft: Draft, want: Want, option: Option) -> None:

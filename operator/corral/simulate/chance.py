@@ -44,7 +44,8 @@ def scenario(seed: int, *, faults: bool = True, until: float = 300.0, tail: floa
     )
     requests = _requests(chance, models, until)
     struck = _faults(chance, nodes, models, until) if faults and chance.random() < 0.8 else ()
-    latencies = Latencies(watch=chance.choice((0.05, 0.3, 1.5)), pod=chance.choice((0.3, 2.0)))
+    slow = chance.choice((1.0, 1.0, 1.0, 15.0))
+    latencies = Latencies(watch=chance.choice((0.05, 0.3, 1.5)), call=0.02 * slow, write=0.05 * slow, pod=chance.choice((0.3, 2.0)))
     return Scenario(
         seed,
         nodes,
@@ -62,13 +63,14 @@ def scenario(seed: int, *, faults: bool = True, until: float = 300.0, tail: floa
 def _nodes(chance: random.Random) -> tuple[NodeSpec, ...]:
     host = chance.random() < 0.35
     shared = chance.random() < 0.5
+    slots = chance.choice((110, 110, 110, 110, 4))
     nodes = []
     for number in range(chance.choice((1, 1, 2, 3))):
         if host:
             devices = {"host": chance.choice((8, 12, 16)) * GI}
         else:
             devices = {f"gpu{index}": chance.choice((8, 16, 24)) * GI for index in range(chance.choice((1, 1, 2)))}
-        nodes.append(NodeSpec(f"n{number}", devices, margin=GI, shared_cache=shared))
+        nodes.append(NodeSpec(f"n{number}", devices, margin=GI, shared_cache=shared, pod_slots=slots))
     return tuple(nodes)
 
 

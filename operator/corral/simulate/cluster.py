@@ -157,6 +157,7 @@ class Cluster:
             return
         node = self.nodes.get(record.node)
         fits = node is not None and not node.gone and node.ready and self._host_fits(record, record.requested) and self._claims_fit(record)
+        fits = fits and sum(each.node == record.node and each.scheduled for each in self.pods.values()) < self.nodes[record.node].spec.pod_slots
         if not fits:
             if record.unschedulable_since is None:
                 self._store(replace(record, unschedulable_since=self.wall, version=self._version()))

@@ -263,7 +263,16 @@ class Operator(Freezable):
         pool = self.cluster.scenario.pool.name
         cached = frozenset(node.cached)
         self.state.put_node(
-            Node(name, pool, spec.labels, ready=node.ready, schedulable=node.schedulable, not_ready_since=node.not_ready_since, cached=cached)
+            Node(
+                name,
+                pool,
+                spec.labels,
+                ready=node.ready,
+                schedulable=node.schedulable,
+                not_ready_since=node.not_ready_since,
+                pod_slots=spec.pod_slots,
+                cached=cached,
+            )
         )
         for device, capacity in spec.devices.items():
             key = DeviceKey(name, device)

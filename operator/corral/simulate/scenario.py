@@ -21,6 +21,7 @@ class NodeSpec:
     margin: int = GI
     labels: Mapping[str, str] = field(default_factory=dict)
     shared_cache: bool = False
+    pod_slots: int = 110
 
     @property
     def kind(self) -> DeviceKind:
