@@ -474,7 +474,7 @@ class Operator(Freezable):
         if known is None or (known.order is not None and not self.forget_orders) or known.held_until > now:
             return
         self.cluster.note(f"{type(action).__name__} {action.replica}: {action.reason}: {action.message}")
-        self.cluster.watchdog.ordered(self.name, action.replica, type(action).__name__)
+        self.cluster.watchdog.ordered(self.name, f"{action.replica} ({known.record.uid})", type(action).__name__)
         if isinstance(action, Load):
             known.order = Order("Load", action.commitment, action.loaded_for, at=now)
             steps = self._load(action, known)
@@ -488,7 +488,7 @@ class Operator(Freezable):
         self.spawn(self._guard(action.replica, known, steps))
 
     def _guard(self, key: str, known: Known, steps: Generator[Wait, bool, bool]) -> Steps:
-        good = False
+        good, name = False, f"{key} ({known.record.uid})"
         try:
             good = yield from steps
         except DeposedError:
@@ -497,7 +497,7 @@ class Operator(Freezable):
         except (ConflictError, GoneError, RefusedError, UnreachableError):
             good = False
         known.order = None
-        self.cluster.watchdog.over(self.name, key)
+        self.cluster.watchdog.over(self.name, name)
         if not good:
             known.held_until = self.cluster.now + HELD_BACK * self.cluster.random(f"held {self.name}").random()
             self.cluster.timeline.at(known.held_until, self.poke)
