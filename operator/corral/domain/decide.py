@@ -5,13 +5,14 @@ Its steps are the order of what matters: what must end, what is not known yet, t
 
 from __future__ import annotations
 
-from heapq import nsmallest
+from itertools import chain
 
 from corral.domain import explain, reasons
 from corral.domain.draft import Draft
 from corral.domain.eviction import Purpose
-from corral.domain.fairness import demand_of, queue
+from corral.domain.fairness import queue
 from corral.domain.fit import candidates, refused_by_pool
+from corral.domain.index import to_estimate
 from corral.domain.lifecycle import clear_away, end_orphans, retire
 from corral.domain.model import Model
 from corral.domain.placement import place, promise
@@ -52,18 +53,22 @@ def decide(snapshot: Snapshot, now: float) -> Plan:
 
 def _estimate(draft: Draft) -> None:
     """Who has waiters comes first, then the oldest."""
-    models = [draft.snapshot.models[key] for key in draft.snapshot.index.unknown]
-    under_way = sum(1 for model in models if model.estimating)
-    unknown = []
-    for model in models:
-        if model.blocked is not None or model.estimating or model.deleting:
-            continue
+    index, snapshot = draft.snapshot.index, draft.snapshot
+    left = MOST_ESTIMATES - len(index.estimating)
+    asked = [
+        key for key, demand in snapshot.demand.items() if demand.waiting and (model := snapshot.models.get(key)) is not None and to_estimate(model)
+    ]
+    asked.sort(key=lambda key: (snapshot.models[key].created, key))
+    seen = set(asked)
+    for key in chain(asked, (key for _, key in index.unknown if key not in seen)):
+        if left <= 0:
+            return
+        model = snapshot.models[key]
         if model.estimate_after is not None and model.estimate_after > draft.now:
             draft.wake(model.estimate_after)
-        else:
-            unknown.append(model)
-    for model in nsmallest(MOST_ESTIMATES - under_way, unknown, key=lambda each: (not demand_of(draft, each).waiting, each.created, each.key)):
-        draft.act(Estimate(model.key, reasons.ESTIMATING, f"{model.key}: the memory that it needs is not known yet."))
+            continue
+        left -= 1
+        draft.act(Estimate(key, reasons.ESTIMATING, f"{key}: the memory that it needs is not known yet."))
 
 
 def placeable(draft: Draft, model: Model) -> bool:

@@ -78,7 +78,8 @@ class Index:
         self.arenas: dict[DeviceKey, Arena] = {}
         self.attention: set[str] = set()  # models that a decision has to look at, whatever the time
         self.unfit: set[str] = set()  # models that no device could hold, or that their pool refuses
-        self.unknown: set[str] = set()  # models whose footprint is not known
+        self.unknown: list[tuple[float, str]] = []  # models whose footprint is not known, the oldest first
+        self.estimating: set[str] = set()
         self.vacating: set[DeviceKey] = set()  # devices that some pod is leaving
         self.due: list[tuple[float, str]] = []  # when time alone makes a model worth a look
         self.cached: dict[str, set[str]] = {}  # nodes that have a file, by digest
@@ -207,24 +208,32 @@ class Index:
     def model_changed(self, state: State, key: str, old: Model | None, new: Model | None) -> None:
         if new is None:
             self.unfit.discard(key)
-            self.unknown.discard(key)
-        else:
-            if old is None or (old.footprint, old.pool, old.node_selector, old.max_devices, old.priority, old.pinned) != (
-                new.footprint,
-                new.pool,
-                new.node_selector,
-                new.max_devices,
-                new.priority,
-                new.pinned,
-            ):
-                self._judge(state, new)
-            (self.unknown.add if new.footprint is None else self.unknown.discard)(key)
+        elif old is None or (old.footprint, old.pool, old.node_selector, old.max_devices, old.priority, old.pinned) != (
+            new.footprint,
+            new.pool,
+            new.node_selector,
+            new.max_devices,
+            new.priority,
+            new.pinned,
+        ):
+            self._judge(state, new)
+        self._note_unknown(key, old, new)
         if _rank(old) != _rank(new):
             for each in state.by_model.get(key, ()):
                 self._rank_use(state, each, state.replicas[each])
                 for device in state.replicas[each].committed:
                     self.touched(state, device)
         self.review(state, key)
+
+    def _note_unknown(self, key: str, old: Model | None, new: Model | None) -> None:
+        before = (old.created, key) if old is not None and to_estimate(old) else None
+        after = (new.created, key) if new is not None and to_estimate(new) else None
+        if before != after:
+            if before is not None:
+                del self.unknown[bisect_left(self.unknown, before)]
+            if after is not None:
+                insort(self.unknown, after)
+        (self.estimating.add if new is not None and new.estimating else self.estimating.discard)(key)
 
     def replica_changed(self, state: State, old: Replica | None, new: Replica | None) -> None:
         devices = {key for each in (old, new) if each is not None for key in (*each.devices, *each.committed, *each.held)}
@@ -276,7 +285,7 @@ class Index:
             self._due_of[key] = due
 
     def _restless(self, state: State, model: Model, replicas: list[Replica], demand: Demand | None) -> bool:
-        if model.deleting or model.blocked is not None or model.footprint is None or model.key in self.unfit:
+        if model.deleting or model.blocked is not None or model.key in self.unfit or (model.footprint is None and replicas):
             return True
         if model.queue_since is not None or model.queue_until is not None:
             return True
@@ -296,7 +305,7 @@ class Index:
                 busy += replica.in_flight + replica.queued
             elif replica.committed:
                 return True
-        return loaded < floor or (busy > model.target_in_flight * loaded and loaded < model.max_replicas)
+        return (loaded < floor and model.footprint is not None) or (busy > model.target_in_flight * loaded and loaded < model.max_replicas)
 
     def looks(self, now: float) -> list[str]:
         """Models to look at now, in the order of their keys."""
@@ -306,6 +315,10 @@ class Index:
     def next_due(self, now: float) -> float | None:
         at = bisect_right(self.due, (now, "\U0010ffff"))
         return self.due[at][0] if at < len(self.due) else None
+
+
+def to_estimate(model: Model) -> bool:
+    return model.footprint is None and model.blocked is None and not model.estimating and not model.deleting
 
 
 def _rank(model: Model | None) -> tuple[bool, int]:
