@@ -287,6 +287,20 @@ def test_sleeping_pods_on_host_memory_make_room_with_their_residue():
     assert shorts(decide(state.snapshot(), NOW)) == [("Delete", "m/old-0", "ResidueInTheWay")]
 
 
+def test_a_waiter_has_its_pod_ready_while_the_model_in_its_way_is_busy():
+    host = key("n1", "host")
+    state = cluster(
+        {"n1/host": 16},
+        kind=DeviceKind.HOST,
+        models=[model("old", 12, residue=gib(1)), model("new", 12, residue=gib(1)), model("late", 12, residue=gib(1))],
+        replicas=[loaded("old-0", "old", 12, device="host", in_flight=1)],
+        demand={"new": waiting(2), "late": waiting(1)},
+    )
+    assert shorts(decide(state.snapshot(), NOW)) == [("Create", "n1", "Requested")], "whoever is behind it has no use for one yet"
+    put(state, asleep("new-0", "new", device="host", held={host: gib(1)}))
+    assert shorts(decide(state.snapshot(), NOW)) == []
+
+
 def test_a_claim_of_another_namespace_is_freed_by_deleting_its_pods():
     other = asleep("x-0", "x", namespace="other", namespace_claim=True)
     state = cluster(models=[model("x", 8), model("new", 8)], replicas=[other], demand={"new": waiting()})

@@ -88,6 +88,33 @@ async def test_a_waiting_client_that_leaves_costs_nobody_a_place(herd):
     assert herd.pods("b") == [] or herd.supervisor("b")["loads"] == 0
 
 
+async def test_the_queue_is_served_in_the_order_of_arrival(herd):
+    herd.pool(ROOM[1], fairness={"maxWait": "40s", "turn": "1s"}, hold={"timeout": "120s"})
+    herd.model("a", "I am alpaca, and I go on.", loop=True)
+    for name in ("b", "c"):
+        herd.model(name, SAYS[name])
+    herd.start()
+    await herd.ready("a", "b", "c")
+    ends: list[str] = []
+
+    async def ask(name):
+        assert await herd.ask(name) == SAYS[name]
+        ends.append(name)
+
+    async with herd.openai() as client:
+        busy = stream(client, "a", max_tokens=60000)
+        await anext(busy)
+        waiting = []
+        for name in ("c", "b"):
+            waiting.append(asyncio.create_task(ask(name)))
+            await herd.until(lambda name=name: herd.waits(name), f"{name} to wait")
+        # Its pod is ready before there is room: the order does not hang on whose pod starts faster.
+        await herd.until(lambda: herd.status("c").get("sleepingReplicas") == 1, "c to sleep")
+        await busy.aclose()
+        await asyncio.gather(*waiting)
+    assert ends == ["c", "b"]
+
+
 async def test_two_models_queued_while_one_idle_model_is_resident_are_both_served(shared):
     herd = await shared(1)
     assert await herd.ask("a") == SAYS["a"]

@@ -12,9 +12,8 @@ from typing import Any
 
 from corral.domain import reasons
 from corral.domain.backoff import LASTING
-from corral.domain.explain import rest_of
-from corral.domain.footprint import need_on
-from corral.domain.model import DeviceKind, Model, Replica, ReplicaState
+from corral.domain.explain import own_need, rest_of
+from corral.domain.model import Model, Replica, ReplicaState
 from corral.domain.plan import Explanation, Verdict
 from corral.domain.units import plural, quantity
 
@@ -94,7 +93,7 @@ def _ready(model: Model, replicas: Sequence[Replica], stalled: tuple[str, str] |
 def _estimated(model: Model) -> tuple[str, str, str]:
     if model.footprint is not None:
         # Where it will run is not known: what a GPU takes on top of this is told when a place is weighed.
-        total = quantity(need_on(model.footprint, DeviceKind.HOST))
+        total = quantity(own_need(model))
         return TRUE, reasons.ESTIMATED, f"Needs {total}: weights {quantity(model.footprint.weights)}, KV cache {quantity(model.footprint.kv)}."
     if model.blocked is not None:
         return FALSE, reasons.ESTIMATE_FAILED, model.blocked.message

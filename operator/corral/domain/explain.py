@@ -112,7 +112,7 @@ def waiting(draft: Draft, model: Model, reason: str, places: Sequence[tuple[Plac
     more = max(0, max(total, len(ranked)) - len(shown))
     need = shown[0].need if shown else 0
     if not shown:
-        draft.say(model, Explanation(reason, no_place(draft, model), need_of(model)))
+        draft.say(model, Explanation(reason, no_place(draft, model), need_of(draft, model)))
         return
     first = f"{needs_text(model, need, len(shown[0].devices))}; {margins_text(draft.snapshot.devices[k].margin for c in shown for k in c.devices)}."
     lines = [first, *(line(draft, each) for each in shown)]
@@ -131,15 +131,24 @@ def pinned_overflow(draft: Draft, model: Model, places: Sequence[tuple[Place, Pr
     draft.say(model, Explanation(told.reason, message, told.need, told.candidates, told.more), stalled=True)
 
 
-def need_of(model: Model) -> int:
-    return need_on(model.footprint, DeviceKind.GPU) if model.footprint is not None else 0
+def need_of(draft: Draft, model: Model) -> int:
+    """What it needs where it would go: the largest device of its pool says of which kind those are."""
+    if model.footprint is None:
+        return 0
+    largest = next(draft.snapshot.index.pool(model.pool).usable.largest(), None)
+    return need_on(model.footprint, draft.snapshot.devices[largest].kind if largest is not None else DeviceKind.GPU)
+
+
+def own_need(model: Model) -> int:
+    """Before a place is weighed: without what a GPU takes on top."""
+    return need_on(model.footprint, DeviceKind.HOST) if model.footprint is not None else 0
 
 
 def no_place(draft: Draft, model: Model) -> str:
     """Big enough devices exist, and none is open."""
     closed = Counter(node_closed(model, node) or device_closed(device) or NO_SLOT for node, device in candidates(draft.snapshot, model))
     text = ", ".join(f"{CLOSED.get(why, why)} ({plural(count, 'device')})" for why, count in sorted(closed.items()))
-    return f"needs {quantity(need_of(model))} on one device; no device is open to it now: {text or 'there is none'}."
+    return f"needs {quantity(need_of(draft, model))} on one device; no device is open to it now: {text or 'there is none'}."
 
 
 def does_not_fit(model: Model, devices: Sequence[Device]) -> Explanation:
@@ -171,7 +180,7 @@ def loading(draft: Draft, model: Model, need: int, keys: Sequence[DeviceKey]) ->
 
 
 def starting(draft: Draft, model: Model, place: str) -> None:
-    draft.say(model, Explanation(reasons.STARTING, f"A pod is started on {place}.", need_of(model)))
+    draft.say(model, Explanation(reasons.STARTING, f"A pod is started on {place}.", need_of(draft, model)))
 
 
 def backing_off(draft: Draft, model: Model, backoffs: Sequence[Backoff]) -> None:
@@ -179,7 +188,7 @@ def backing_off(draft: Draft, model: Model, backoffs: Sequence[Backoff]) -> None
     first = min(backoffs, key=lambda each: (each.until, each.node))
     place = f" on {first.node}" if first.node else ""
     text = f"{first.message} Tried again{place} at {clock(first.until)} (failure {first.failures})."
-    draft.say(model, Explanation(reasons.BACKING_OFF, text, need_of(model), next=Next(first.until, "the load is tried again")))
+    draft.say(model, Explanation(reasons.BACKING_OFF, text, need_of(draft, model), next=Next(first.until, "the load is tried again")))
 
 
 def coming(draft: Draft, model: Model, replica: Replica) -> None:
@@ -188,7 +197,7 @@ def coming(draft: Draft, model: Model, replica: Replica) -> None:
 
 def rest_of(model: Model, replicas: Sequence[Replica]) -> Explanation:
     """What the replicas alone tell: the furthest one speaks for the model."""
-    need = sum(max((sum(each.committed.values()) for each in replicas), default=0) for _ in (1,)) or need_of(model)
+    need = sum(max((sum(each.committed.values()) for each in replicas), default=0) for _ in (1,)) or own_need(model)
     order = (
         (ReplicaState.LOADED, reasons.LOADED, "Loaded on"),
         (ReplicaState.LOADING, reasons.LOADING, "Loads on"),
@@ -205,7 +214,7 @@ def rest_of(model: Model, replicas: Sequence[Replica]) -> Explanation:
     if failed:
         error = failed[0].error
         return Explanation(error.reason if error else reasons.FAILED, error.message if error else f"{failed[0].name} failed.", need)
-    return Explanation(reasons.IDLE, "At rest; a request wakes it.", need_of(model))
+    return Explanation(reasons.IDLE, "At rest; a request wakes it.", own_need(model))
 
 
 def load(draft: Draft, model: Model, reason: str, waiter: float | None, needs: Mapping[DeviceKey, int]) -> str:

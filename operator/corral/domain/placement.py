@@ -340,9 +340,10 @@ def _wait(draft: Draft, want: Want, finder: Finder, search: Search, asleep: list
     if target is not None and want.purpose is Purpose.WAITER:
         place_, seen = target
         then, reason = _await(draft, want, seen.refused)
-        draft.keep(place_.needs, place_.own)
-        if place_.own is None and not asleep and not foreign_claims(draft, model, place_):
-            _create(draft, want, place_, asleep)
+        kept = place_.needs
+        if place_.own is None and not asleep and not foreign_claims(draft, model, place_) and _create(draft, want, place_, asleep):
+            kept = {each.key: place_.needs[each.key] - (model.residue if each.kind is DeviceKind.HOST else 0) for each in place_.devices}
+        draft.keep(kept, place_.own)
     explain.waiting(draft, model, reason, list(search.places.values()), then, finder.count)
 
 
