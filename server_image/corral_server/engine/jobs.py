@@ -6,6 +6,7 @@ from typing import Any
 
 from corral_server.engine.grammar import Grammar
 from corral_server.engine.sampling import Sampler, SamplingParams
+from corral_server.engine.scoring import PromptScores
 from corral_server.engine.text import TextStream
 from corral_server.engine.vocabulary import Vocabulary
 
@@ -49,6 +50,10 @@ class Job:
     searching: bool = False
     """A pass over the whole grammar is under way beside the inference thread: the next token is not known yet."""
     cancelled: bool = False
+    scores: PromptScores | None = None
+    """Of the prompt's own tokens, when they are asked for."""
+    unsaid: int = 0
+    """Tokens since the last event: their text is held back."""
 
     @property
     def generated(self) -> int:
@@ -94,14 +99,14 @@ def make_job(raw: dict[str, Any], vocabulary: Vocabulary, context_length: int) -
     if not tokens:
         tokens = [vocabulary.bos if vocabulary.bos >= 0 else max(vocabulary.eos, 0)]
     room = context_length - len(tokens)
-    if room < 1:
+    asked = raw.get("max_tokens")
+    if room < (0 if asked == 0 else 1):
         raise RefusedError(
             400,
             "context_length_exceeded",
             f"This model's maximum context length is {context_length} tokens, but the prompt has {len(tokens)}. Please shorten it.",
             raw.get("prompt_param", "messages"),
         )
-    asked = raw.get("max_tokens")
     params = SamplingParams.of(raw.get("sampling") or {})
     grammar = None
     # A grammar that starts in mid-answer starts at a token of its own: in the middle of one, what follows might be forbidden already.
@@ -117,6 +122,7 @@ def make_job(raw: dict[str, Any], vocabulary: Vocabulary, context_length: int) -
         id=raw["id"], tokens=tokens, prompt_count=len(tokens), limit=room if asked is None or asked < 0 else min(asked, room),
         params=params, sampler=sampler, text=TextStream(raw.get("stop") or ()), cache=raw.get("cache_prompt", True),
         leader=raw.get("leader"), preserved=frozenset(single_tokens(raw.get("preserved"), vocabulary)),
+        scores=PromptScores(max(raw["prompt_probs"], 1)) if raw.get("prompt_probs") is not None else None,
     )  # fmt: skip
 
 

@@ -189,9 +189,10 @@ class Loop:
             if choice is None:
                 break
             self._queue.popleft()
-            slot, kept = self._slots[choice[0].id], choice[1] if job.cache else 0
+            reuses = job.cache and job.scores is None
+            slot, kept = self._slots[choice[0].id], choice[1] if reuses else 0
             kept = self._go_back(slot, kept)
-            if job.cache:
+            if reuses:
                 kept = self._share(slot, job, kept)
                 kept = self._restore(slot, job, kept)
             slot.job = job
@@ -321,7 +322,10 @@ class Loop:
         if code != 0:
             self._decode_failed(active, code)
             return
-        for slot, tokens in fed:
+        for slot, tokens, index in fed:
+            if slot.job is not None and slot.job.scores is not None:
+                prompt = slot.job.tokens[: slot.job.prompt_count]
+                slot.job.scores.take(self._context, index, prompt, len(slot.held), len(tokens), self._vocabulary.size)
             slot.held += tokens
             if slot.job is not None and len(slot.held) in slot.job.pauses:
                 self._keep_aside(slot)
@@ -329,21 +333,27 @@ class Loop:
         for slot, index in outputs:
             self._sample(slot, index)
 
-    def _fill(self, active: list[Slot], budget: int) -> tuple[list[tuple[Slot, int]], list[tuple[Slot, list[int]]]]:
+    def _fill(self, active: list[Slot], budget: int) -> tuple[list[tuple[Slot, int]], list[tuple[Slot, list[int], int]]]:
         self._batch.clear()
         outputs: list[tuple[Slot, int]] = []
-        fed: list[tuple[Slot, list[int]]] = []
+        fed: list[tuple[Slot, list[int], int]] = []
         jobs = sorted(((s, s.job) for s in active if s.job is not None), key=lambda p: (len(p[1].tokens) - len(p[0].held) > 1, p[1].arrived))
+        # Each request may need one row of output; what is left over may score prompts.
+        rows = self._plan.outputs - len(jobs) + 1
         for slot, job in jobs:
             room = min(budget - self._batch.size, self._batch.room)
             if room <= 0:
                 break
             start = len(slot.held)
             pause = next((p for p in job.pauses if p > start), len(job.tokens))
+            scored = job.scores is not None and job.scores.pending(start, job.prompt_count)
+            if scored:
+                room = min(room, rows)
             tokens = job.tokens[start : min(start + room, pause)]
             last = start + len(tokens) == len(job.tokens)
-            index = self._batch.add(tokens, start, slot.id, outputs="last" if last else "none")
-            fed.append((slot, tokens))
+            index = self._batch.add(tokens, start, slot.id, outputs="all" if scored else "last" if last else "none")
+            rows -= len(tokens) - 1 if scored else 0
+            fed.append((slot, tokens, index))
             if last:
                 outputs.append((slot, index))
         return outputs, fed
@@ -381,6 +391,9 @@ class Loop:
         job = slot.job
         if job is None:
             return
+        if job.limit == 0:
+            self._finish(slot, "length", b"")
+            return
         logits = floats_at(get_logits_ith(self._context, index), self._vocabulary.size)
         choice = job.sampler.try_sample(logits)
         if choice is not None:
@@ -406,7 +419,7 @@ class Loop:
         job.tokens.append(choice.token)
         if not job.announced:
             job.announced = True
-            self._events.append({"i": job.id, "start": {"prompt": job.prompt_count, "cached": job.cached}})
+            self._events.append({"i": job.id, "start": {"prompt": job.prompt_count, "cached": job.cached}, **self._prompt_scores(job)})
         if self._vocabulary.ends(choice.token):
             self._finish(slot, "stop", b"")
             return
@@ -422,13 +435,25 @@ class Loop:
             self._events.append(event)
             self._finish(slot, "length", b"")
         elif delta or job.params.n_probs:
+            if job.unsaid:
+                event["n"] = job.unsaid + 1
+                job.unsaid = 0
             self._events.append(event)
+        else:
+            job.unsaid += 1
 
     def _probabilities(self, choice: Choice) -> list[Any]:
-        def entry(token: int, logprob: float) -> list[Any]:
-            return [token, list(self._vocabulary.piece(token, special=True)), max(logprob, -9999.0)]
+        return [self._scored(choice.token, choice.logprob or 0.0), [self._scored(t, p) for t, p in choice.top]]
 
-        return [entry(choice.token, choice.logprob or 0.0), [entry(t, p) for t, p in choice.top]]
+    def _prompt_scores(self, job: Job) -> Message:
+        """What was asked about the prompt's tokens, told once."""
+        scores, job.scores = job.scores, None
+        if scores is None:
+            return {}
+        return {"pl": [[self._scored(job.tokens[0], None), []], *(self._probabilities(c) for c in scores.rows)]}
+
+    def _scored(self, token: int, logprob: float | None) -> list[Any]:
+        return [token, list(self._vocabulary.piece(token, special=True)), None if logprob is None else max(logprob, -9999.0)]
 
     def _finish(self, slot: Slot, reason: str, piece: bytes) -> None:
         job = slot.job
@@ -437,6 +462,7 @@ class Loop:
         rest = job.text.feed(piece) if piece else ""
         rest += job.text.finish()
         event: Message = {"i": job.id, "f": reason, "u": job.usage()}
+        event.update(self._prompt_scores(job))
         if rest:
             event["d"] = rest
         if job.text.stopped_by is not None:

@@ -91,7 +91,7 @@ class Sampler:
         return self._chosen(logits, self._choose(row))
 
     def _chosen(self, logits: FloatArray, token: int) -> Choice:
-        return self._with_probabilities(logits, token) if self.params.n_probs else Choice(token)
+        return with_probabilities(logits, token, self.params.n_probs) if self.params.n_probs else Choice(token)
 
     def accept(self, token: int) -> None:
         if self._grammar is not None:
@@ -142,13 +142,15 @@ class Sampler:
         at = int(np.searchsorted(total, self._rng.random() * total[-1], side="right"))
         return int(ids[min(at, len(ids) - 1)])
 
-    def _with_probabilities(self, row: FloatArray, token: int) -> Choice:
-        peak = float(row.max())
-        norm = peak + float(np.log(np.exp((row - peak).astype(np.float64)).sum()))
-        count = min(self.params.n_probs, len(row))
-        ids, values = _shortlist(row, count)
-        top = [(int(i), float(v) - norm) for i, v in zip(ids[:count], values[:count], strict=True)]
-        return Choice(token, float(row[token]) - norm, top)
+
+def with_probabilities(row: FloatArray, token: int, alternatives: int) -> Choice:
+    """A token with its log probability, and the most likely ones with theirs."""
+    peak = float(row.max())
+    norm = peak + float(np.log(np.exp((row - peak).astype(np.float64)).sum()))
+    count = min(alternatives, len(row))
+    ids, values = _shortlist(row, count)
+    top = [(int(i), float(v) - norm) for i, v in zip(ids[:count], values[:count], strict=True)]
+    return Choice(token, float(row[token]) - norm, top)
 
 
 def _shortlist(row: FloatArray, top_k: int) -> tuple[Any, FloatArray]:

@@ -20,6 +20,9 @@ class Finished:
     reason: str = "stop"
     usage: dict[str, Any] = field(default_factory=dict)
     logprobs: list[Any] = field(default_factory=list)
+    prompt_logprobs: list[Any] = field(default_factory=list)
+    pieces: list[tuple[str, int]] = field(default_factory=list)
+    """The text as it came, each piece with the number of its tokens."""
     stopped_by: str | None = None
 
 
@@ -99,18 +102,19 @@ class Generation:
 
 async def _collect(stream: Stream) -> Finished:
     finished = Finished()
-    parts: list[str] = []
     async for batch in stream.batches():
         for event in batch:
             if text := event.get("d"):
-                parts.append(text)
+                finished.pieces.append((text, event.get("n", 1)))
+            if "pl" in event:
+                finished.prompt_logprobs = event["pl"]
             if "lp" in event:
                 finished.logprobs.append(event["lp"])
             if "f" in event:
                 finished.reason = event["f"]
                 finished.usage = event["u"]
                 finished.stopped_by = event.get("stop")
-    finished.text = "".join(parts)
+    finished.text = "".join(text for text, _ in finished.pieces)
     return finished
 
 

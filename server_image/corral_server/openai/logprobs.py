@@ -17,12 +17,16 @@ def _one(entry: list[Any]) -> dict[str, Any]:
 
 
 def completion_logprobs(entries: list[Any], top: int, offset: int = 0) -> dict[str, Any]:
-    tokens, values, tops, offsets = [], [], [], []
+    """As above; a prompt's first token has neither a log probability nor alternatives."""
+    tokens: list[str] = []
+    values: list[float | None] = []
+    tops: list[dict[str, float] | None] = []
+    offsets: list[int] = []
     for chosen, others in entries:
         piece = bytes(chosen[1]).decode("utf-8", "replace")
         tokens.append(piece)
         values.append(chosen[2])
-        tops.append({bytes(o[1]).decode("utf-8", "replace"): o[2] for o in others[:top]})
+        tops.append(None if chosen[2] is None else {bytes(o[1]).decode("utf-8", "replace"): o[2] for o in others[:top]})
         offsets.append(offset)
         offset += len(piece)
     return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
