@@ -60,16 +60,17 @@ def write(name: str, pins: dict[str, str], includes: tuple[str, ...] = ()) -> No
 def main() -> None:
     extras = project_extras()
     server = closure(extras["server"], extras)
-    operator = closure(extras["operator"] + extras["gateway"], extras)
+    operator = closure(extras["operator"] + extras["gateway"] + extras["tracing"], extras)
     local = closure(extras["local"], extras)
     write("server", server)
     write("operator", operator)
     below = server.keys() | operator.keys()
     write("local", {name: version for name, version in local.items() if name not in below}, ("server", "operator"))
     demo = closure([Requirement(name) for name in TOOLS["demo"]], extras)
-    write("demo", {name: version for name, version in demo.items() if name not in local}, ("local",))
+    known = local.keys() | below
+    write("demo", {name: version for name, version in demo.items() if name not in known}, ("local",))
     test = closure([Requirement(name) for name in TOOLS["test"]], extras)
-    write("test", {name: version for name, version in test.items() if name not in local | demo}, ("demo",))
+    write("test", {name: version for name, version in test.items() if name not in known | demo.keys()}, ("demo",))
     write("lint", closure([Requirement(name) for name in TOOLS["lint"]], extras))
 
 
