@@ -51,6 +51,7 @@ def status_of(supervisor: Supervisor) -> dict[str, Any]:
         "devices": list(life.wake_order.devices) if life.wake_order is not None else [],
         "error": {"reason": error.reason, "message": error.message, "retry": error.retry, "at": rfc3339(error.at)} if error else None,
         "file": life.file,
+        "cached": list(life.cached),
         "model": {k: life.model[k] for k in ("contextLength", "architecture", "pooling", "warning") if k in life.model},
     }
 
@@ -171,6 +172,14 @@ def make_control_app(supervisor: Supervisor, verifier: TokenVerifier) -> FastAPI
             raise _AnswerError(409, result.code, result.message)
         loaded = result is False and supervisor.life.state is State.LOADED
         return answer({"state": supervisor.life.state.value}, 200 if loaded else 202)
+
+    @app.post("/control/warm")
+    async def warm(request: Request) -> Response:
+        caller(request)
+        refusal = supervisor.warm()
+        if refusal is not None:
+            raise _AnswerError(409, refusal.code, refusal.message)
+        return answer({}, 202)
 
     @app.get("/healthz")
     async def healthz() -> Response:

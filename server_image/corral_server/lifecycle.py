@@ -67,6 +67,7 @@ class Lifecycle:
     residue: int = 0
     timings: dict[str, float] = field(default_factory=dict)
     file: dict[str, Any] | None = None
+    cached: tuple[str, ...] = ()
     stopping: bool = False
     ending: bool = False
     drain_until: float | None = None
@@ -192,6 +193,11 @@ class Lifecycle:
         self.state = State.FAILED
         self.error = problem
         self._changed()
+
+    def cache_has(self, keys: tuple[str, ...]) -> None:
+        if keys != self.cached:
+            self.cached = keys
+            self._changed()
 
     def loading(self) -> None:
         self.state = State.LOADING

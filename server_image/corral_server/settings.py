@@ -15,6 +15,10 @@ class Settings:
     public_keys: tuple[str, ...] = ()
     spec: str = ""
     cache_dir: Path = Path("/cache")
+    cache_limit: int = 0
+    """Bytes that model files may take there; 0: what the disk has."""
+    cache_shared: bool = False
+    """Whether others on this node use the same cache: then the status tells what is in it."""
     secret_dir: Path | None = None
     claims_dir: Path = Path("/claims")
     hub_endpoint: str = ""
@@ -49,6 +53,8 @@ def read_settings(env: Mapping[str, str] | None = None) -> Settings:
         public_keys=tuple(k.strip() for k in env.get("CORRAL_PUBLIC_KEYS", "").split(",") if k.strip()),
         spec=env.get("CORRAL_SPEC", ""),
         cache_dir=path("CORRAL_CACHE_DIR") or Settings.cache_dir,
+        cache_limit=int(number("CORRAL_CACHE_LIMIT", 0)),
+        cache_shared=env.get("CORRAL_CACHE_SHARED", "") in {"1", "true"},
         secret_dir=path("CORRAL_SECRET_DIR"),
         claims_dir=path("CORRAL_CLAIMS_DIR") or Settings.claims_dir,
         hub_endpoint=env.get("CORRAL_HF_ENDPOINT", ""),

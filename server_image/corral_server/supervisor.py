@@ -11,7 +11,9 @@ import time
 from typing import Any
 
 from corral_server import machine
-from corral_server.download.runner import download
+from corral_server.download.keep import keys
+from corral_server.download.runner import ModelFile, download
+from corral_server.download.warm import warm
 from corral_server.engine.plan import thread_count
 from corral_server.engine_client import EngineClient, EngineError
 from corral_server.lifecycle import Lifecycle, Problem, Refusal, State, Wake
@@ -34,6 +36,7 @@ _STOP_TIMEOUT = 5.0
 _CRASHES = 3
 _CRASH_WINDOW = 120.0
 _MEASURE_EVERY = 15.0
+_CACHE_EVERY = 60.0
 _WORTH_SAYING = 1 << 20
 """A change of measured memory under this is not news: each one wakes everybody who polls."""
 
@@ -49,6 +52,7 @@ class Supervisor:
         self.rendering = Rendering(self.nursery)
         self.engine: EngineClient | None = None
         self.path = ""
+        self._file: ModelFile | None = None
         self.states = StatesFolder(settings.cache_dir, settings.pod_uid)
         self._raw_engine = raw_engine
         self._changed = asyncio.Event()
@@ -65,6 +69,8 @@ class Supervisor:
         self.states.claim()
         await self.nursery.start()
         self._spawn(self._fetch())
+        if self.settings.cache_shared:
+            self._spawn(self._watch_cache())
 
     async def stop(self, grace: float) -> None:
         """Let streams finish, then end the engine and everything that was started."""
@@ -168,7 +174,8 @@ class Supervisor:
                 if not failure.retry:
                     return
             else:
-                self.path = file.path
+                self.path, self._file = file.path, file
+                await self._look_into_cache()
                 self.life.residue = self._residue()
                 self.life.downloaded({"bytes": file.bytes, "path": file.path}, time.monotonic() - begin)
                 self.notify()
@@ -176,12 +183,33 @@ class Supervisor:
             await asyncio.sleep(wait)
             wait = min(wait * 2, 300.0)
 
+    async def _watch_cache(self) -> None:
+        """Others fill and empty a shared cache too."""
+        while True:
+            await self._look_into_cache()
+            await asyncio.sleep(_CACHE_EVERY)
+
+    async def _look_into_cache(self) -> None:
+        if self.settings.cache_shared:
+            with contextlib.suppress(OSError):
+                self.life.cache_has(await asyncio.to_thread(keys, self.settings.cache_dir))
+            self.notify_cheaply()
+
+    def warm(self) -> Refusal | None:
+        """Read the file into the page cache, ahead of a wake."""
+        if not self.path:
+            return Refusal("WrongState", f"the server is {self.life.state}; it has no file yet")
+        self._spawn(asyncio.to_thread(warm, self.path))
+        return None
+
     # --- the engine
 
     def wake(self, order: Wake) -> Refusal | bool:
         answer = self.life.wake(order)
         if answer is True:
             self._crashes.clear()
+            if self._file is not None and self._file.use is not None:
+                self._file.use.touch()
             self._load_task = self._spawn(self._load(order))
         self.notify()
         return answer

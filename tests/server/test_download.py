@@ -48,7 +48,7 @@ def test_a_file_arrives_whole_is_checked_and_is_not_fetched_twice(model: bytes, 
         again = get(f"{site.url}/m.gguf", digest, where, quiet)
         assert again == path
         assert len(site.asked) == 1
-    assert sorted(p.name for p in path.parent.iterdir()) == [".lock", "m.gguf", "m.gguf.json"]
+    assert sorted(p.name for p in path.parent.iterdir()) == [".lock", ".use", "m.gguf", "m.gguf.json"]
 
 
 def test_a_broken_transfer_is_resumed_where_it_broke(model: bytes, where: Where):

@@ -20,6 +20,10 @@ class Site:
     status: dict[str, int] = field(default_factory=dict)
     redirects: dict[str, str] = field(default_factory=dict)
     token: str = ""
+    lengths: bool = True
+    """Without: the end of the connection is the end of the file."""
+    gate: threading.Event | None = None
+    """Half of each answer waits for it."""
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     """Method, path and Range header of each request."""
     authorizations: list[str] = field(default_factory=list)
@@ -69,6 +73,11 @@ def serving(site: Site, host: str = "127.0.0.1") -> Iterator[Site]:
             self._head(status, len(data), headers)
             if body:
                 cut = site.break_after.pop(0) if site.break_after else len(data)
+                gate = site.gate
+                if gate is not None and not gate.is_set():
+                    self.wfile.write(data[: cut // 2])
+                    gate.wait(60)
+                    data, cut = data[cut // 2 :], cut - cut // 2
                 self.wfile.write(data[:cut])
                 if cut < len(data):
                     self.close_connection = True
@@ -78,7 +87,11 @@ def serving(site: Site, host: str = "127.0.0.1") -> Iterator[Site]:
             self.send_response(status)
             for name, value in (headers or {}).items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(length))
+            if site.lengths or status != 200:
+                self.send_header("Content-Length", str(length))
+            else:
+                self.send_header("Connection", "close")
+                self.close_connection = True
             self.end_headers()
 
     class Quiet(ThreadingHTTPServer):

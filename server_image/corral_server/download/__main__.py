@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from corral_server.download.get import Where, get
+from corral_server.download.keep import FULL
 from corral_server.reasons import NO_SPACE, SOURCE_UNREACHABLE, Failure
 
 
@@ -29,14 +30,14 @@ def main() -> None:
 
     where = Where(
         cache=Path(order["cache"]), cache_key=order["cacheKey"], secret_dir=Path(order["secretDir"]) if order["secretDir"] else None,
-        claims_dir=Path(order["claimsDir"]), hub_endpoint=order["hubEndpoint"], allow_local=order["allowLocal"],
+        claims_dir=Path(order["claimsDir"]), hub_endpoint=order["hubEndpoint"], allow_local=order["allowLocal"], limit=order["limit"],
     )  # fmt: skip
     try:
         path = get(order["source"], order["sha256"], where, progress)
     except Failure as failure:
         say({"failed": failure.reason, "message": failure.message})
     except OSError as error:
-        reason = NO_SPACE if error.errno == 28 else SOURCE_UNREACHABLE
+        reason = NO_SPACE if error.errno in FULL else SOURCE_UNREACHABLE
         say({"failed": reason, "message": f"{order['source']}: {error}"})
     else:
         say({"path": str(path), "bytes": path.stat().st_size})

@@ -1,20 +1,18 @@
 """Files of the cache: where they are, who may write them now, and whether what is there is a model.
 
-Layout: CACHE/models/KEY/NAME, beside it NAME.part while it comes, NAME.json with what is known of it, and one .lock. A file that has its
-final name is complete: it got it by a rename.
+Layout: CACHE/models/KEY/NAME, beside it NAME.part while it comes, NAME.json with what is known of it, one .lock of whoever fetches and one .use
+of all who use it (see `keep`). A file that has its final name is complete: it got it by a rename.
 """
 
 import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from corral_server.reasons import CHECKSUM_MISMATCH, NO_SPACE, NOT_A_GGUF, Failure
 
@@ -51,25 +49,10 @@ def space_checked(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Failure(NO_SPACE, f"the cache {where} is full") from None
+            raise Failure(NO_SPACE, f"the cache {where} is full: {os.statvfs(where).f_bavail * os.statvfs(where).f_frsize} bytes are free") from None
         if error.errno in (errno.EROFS, errno.EACCES):
             raise Failure(NO_SPACE, f"the cache {where} cannot be written: {error.strerror}") from None
         raise
-
-
-def read_notes(file: Path) -> dict[str, Any]:
-    try:
-        notes = json.loads(file.with_name(file.name + ".json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return notes if isinstance(notes, dict) else {}
-
-
-def write_notes(file: Path, notes: dict[str, Any]) -> None:
-    target = file.with_name(file.name + ".json")
-    temporary = target.with_name(f"{target.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(notes))
-    temporary.replace(target)
 
 
 def check_magic(file: Path, what: str) -> None:

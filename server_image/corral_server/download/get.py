@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from corral_server.download import files
+from corral_server.download import files, keep
 from corral_server.download.hub import locate
+from corral_server.download.notes import read_notes, write_notes
 from corral_server.download.sources import Source, parse_source, split_parts
 from corral_server.download.web import Web, credentials
 from corral_server.reasons import (
@@ -36,6 +37,12 @@ class Where:
     claims_dir: Path = Path("/claims")
     hub_endpoint: str = ""
     allow_local: bool = False
+    limit: int = 0
+    """Bytes that the cache may take; 0: what its disk has."""
+
+
+class _DiskFullError(Exception):
+    pass
 
 
 def get(source: str, sha256: str, where: Where, progress: Progress) -> Path:
@@ -53,12 +60,14 @@ def _get_one(source: Source, sha256: str, where: Where, progress: Progress, *, h
         path = Path(source.path) if source.scheme == "file" else where.claims_dir / source.repo / source.path
         return _in_place(path, source, sha256, where, progress)
     directory = files.folder(where.cache, home, where.cache_key)
-    with files.locked(directory, lambda: progress(0, 0)), files.space_checked(where.cache):
+    with files.space_checked(where.cache):
+        used = keep.use(directory)
+    with used.handle, files.locked(directory, lambda: progress(0, 0)), files.space_checked(where.cache):
         target = directory / source.name
         if not target.exists():
             _fetch(source, target, sha256, where, progress)
         elif sha256:
-            notes = files.read_notes(target)
+            notes = read_notes(target)
             actual = notes.get("sha256") or files.sha256_of(target, lambda done: progress(done, target.stat().st_size))
             if actual != sha256:
                 # Another sum is asked for now, or the file rotted: what is here is of no use to anybody under this name.
@@ -101,12 +110,24 @@ def _fetch(source: Source, target: Path, sha256: str, where: Where, progress: Pr
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            _transfer(web, url, headers, source.text, part, progress)
+            _transfer(web, url, headers, source.text, part, where, progress)
             break
+        except _DiskFullError as full:
+            # What others fill the disk with is not known beforehand.
+            if not keep.make_room(where.cache, part):
+                have = part.stat().st_size
+                _remove(part)
+                free = keep.free_bytes(where.cache)
+                raise Failure(
+                    NO_SPACE, f"{source.text}: {full} in the cache {where.cache}, after {have}; without them {free} bytes of the disk are free"
+                ) from None
         except Failure as failure:
             after = part.stat().st_size if part.exists() else 0
             failures = 0 if after > before else failures + 1
-            if not failure.retry or failure.reason == NO_SPACE or failures >= _ATTEMPTS or after == 0:
+            if failure.reason == NO_SPACE:
+                _remove(part)
+                raise
+            if not failure.retry or failures >= _ATTEMPTS or after == 0:
                 raise
             time.sleep(min(0.2 * 2**failures, 5.0))
     try:
@@ -117,18 +138,23 @@ def _fetch(source: Source, target: Path, sha256: str, where: Where, progress: Pr
         # The hub names large files by their sha256.
         files.check_sum(part, etag if len(etag) == 64 else "", actual, f"{source.text}, by the hub's own word,")
     except Failure:
-        part.unlink()
+        _remove(part)
         raise
     part.chmod(0o444)
-    files.write_notes(target, {"source": source.text, "sha256": actual, "bytes": size})
+    write_notes(target, {"source": source.text, "sha256": actual, "bytes": size})
     part.rename(target)
+    _remove(part)
+
+
+def _remove(part: Path) -> None:
+    part.unlink(missing_ok=True)
     part.with_name(part.name + ".json").unlink(missing_ok=True)
 
 
-def _transfer(web: Web, url: str, headers: dict[str, str], what: str, part: Path, progress: Progress) -> None:
+def _transfer(web: Web, url: str, headers: dict[str, str], what: str, part: Path, where: Where, progress: Progress) -> None:
     """One connection's worth of the file, appended to the part when the source says that it is still the same file."""
     have = part.stat().st_size if part.exists() else 0
-    validator = str(files.read_notes(part).get("validator", ""))
+    validator = str(read_notes(part).get("validator", ""))
     ask = dict(headers)
     if have and validator:
         ask |= {"Range": f"bytes={have}-", "If-Range": validator}
@@ -148,7 +174,9 @@ def _transfer(web: Web, url: str, headers: dict[str, str], what: str, part: Path
         total = done + int(length) if length and length.isdigit() else 0
         etag = response.headers.get("ETag", "")
         strong = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
-        files.write_notes(part, {"validator": strong})
+        write_notes(part, {"validator": strong})
+        if total:
+            keep.promise(where.cache, where.limit, part, total, what)
         try:
             with part.open("ab" if resumed else "wb") as file:
                 while block := response.read(_BLOCK):
@@ -162,6 +190,10 @@ def _transfer(web: Web, url: str, headers: dict[str, str], what: str, part: Path
             raise Failure(
                 SOURCE_UNREACHABLE, f"{what}: the transfer broke off after {done} of {total} bytes: {error or type(error).__name__}"
             ) from None
+        except OSError as error:
+            if error.errno not in keep.FULL:
+                raise
+            raise _DiskFullError(f"no room for its {total} bytes" if total else "no more room") from None
         if total and done < total:
             raise Failure(SOURCE_UNREACHABLE, f"{what}: the transfer ended after {done} of {total} bytes")
 

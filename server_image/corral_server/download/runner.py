@@ -1,4 +1,4 @@
-"""The supervisor's side of a download: starts the process, follows its progress, ends it when the supervisor ends."""
+"""The supervisor's side of a download: starts the process, follows its progress, ends it when the supervisor ends, and keeps what it got."""
 
 import asyncio
 import contextlib
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from corral_server.download import files, keep
 from corral_server.reasons import SOURCE_UNREACHABLE, Failure
 from corral_server.settings import Settings
 
@@ -16,14 +17,21 @@ from corral_server.settings import Settings
 class ModelFile:
     path: str
     bytes: int
+    use: keep.Use | None
+    """Holds the file in the cache for as long as somebody has it; None for one that is not there, and where nothing can be written."""
 
 
 async def download(source: str, sha256: str, cache_key: str, settings: Settings, progress: Callable[[float], None]) -> ModelFile:
     """The file, or Failure."""
+    use = None
+    if not source.startswith(("file://", "pvc://")):
+        with contextlib.suppress(OSError):  # the download says better what is wrong
+            use = await asyncio.to_thread(keep.use, files.folder(settings.cache_dir, source, cache_key))
     order = {
         "source": source, "sha256": sha256, "cache": str(settings.cache_dir), "cacheKey": cache_key,
         "secretDir": str(settings.secret_dir) if settings.secret_dir else "", "claimsDir": str(settings.claims_dir),
         "hubEndpoint": settings.hub_endpoint, "allowLocal": settings.allow_local_sources, "parent": os.getpid(),
+        "limit": settings.cache_limit,
     }  # fmt: skip
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -42,7 +50,7 @@ async def download(source: str, sha256: str, cache_key: str, settings: Settings,
         async for line in process.stdout:
             message = json.loads(line)
             if "path" in message:
-                return ModelFile(message["path"], message["bytes"])
+                return ModelFile(message["path"], message["bytes"], use)
             if "failed" in message:
                 raise Failure(message["failed"], message["message"])
             if message["total"]:
