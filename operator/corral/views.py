@@ -48,6 +48,7 @@ def model_view(model: Json, pool: Json | None = None) -> ModelView:
         hold=_hold(pool),
         created=_seconds(metadata.get("creationTimestamp")),
         max_replicas=int(_part(spec, "scaling").get("maxReplicas") or 1),
+        evictions=int(status.get("evictions") or 0),
         acknowledged_wish=wish if isinstance(wish, int) else None,
     )
 

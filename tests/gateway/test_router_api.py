@@ -6,6 +6,8 @@ import json
 from tests.gateway.conftest import model
 from tests.gateway.peers import Pod, RawClient
 
+from corral.gateway.keys import MemoryKeys, new_key, parse_key
+
 
 async def get(stand, path):
     async with stand.client.get(stand.url + path) as response:
@@ -21,7 +23,12 @@ async def test_models_in_every_state(stand):
     async with Pod() as pod:
         stand.directory.put_model(model(served_names=("models/small", "small", "tiny")))
         stand.directory.put_replica(pod.view())
+        stand.directory.put_model(model("asleep", state="Loaded"))
         stand.directory.put_model(model("asleep"))
+        stand.directory.put_model(model("evicted", state="Loaded"))
+        stand.directory.put_model(model("evicted", state="Loaded", evictions=1))  # the count may come before the state
+        stand.directory.put_model(model("evicted", evictions=1))
+        stand.directory.put_model(model("fetched"))
         stand.directory.put_model(model("idle", state="Idle"))
         stand.directory.put_model(model("loading", state="Loading"))
         stand.directory.put_model(model("fetching", state="Downloading"))
@@ -33,12 +40,14 @@ async def test_models_in_every_state(stand):
     assert {name: entry["status"]["value"] for name, entry in by_name.items()} == {
         "small": "loaded",
         "asleep": "sleeping",
+        "evicted": "unloaded",
+        "fetched": "unloaded",
         "idle": "unloaded",
         "loading": "loading",
         "fetching": "downloading",
         "huge": "unloaded",
     }
-    assert by_name["huge"]["status"] == {"value": "unloaded", "failed": True, "exit_code": 1}
+    assert by_name["huge"]["status"] == {"value": "unloaded", "failed": True, "exit_code": 1, "args": []}
 
 
 async def test_load_and_unload_become_wishes(stand):
@@ -83,6 +92,70 @@ async def test_router_props_and_a_models_own(stand):
         assert (await get(stand, "/props?model=small"))[1]["pod"] == "pod-a"
 
 
+async def test_a_model_that_was_unloaded_is_unloaded_until_it_runs_again(stand):
+    async def value():
+        (entry,) = (await get(stand, "/models"))[1]["data"]
+        return entry["status"]["value"]
+
+    async with Pod() as pod:
+        stand.directory.put_model(model(state="Loaded"))
+        stand.directory.put_replica(pod.view())
+        assert await post(stand, "/models/unload", {"model": "small"}) == (200, {"success": True})
+        assert await value() == "loaded"  # it is the operator that unloads
+        pod.admitting = False
+        stand.directory.put_replica(pod.view(state="Sleeping"))
+        stand.directory.put_model(model(state="Sleeping"))
+        assert await value() == "unloaded"
+        assert (await post(stand, "/models/unload", {"model": "small"}))[0] == 400
+        for state, told in (("Loading", "loading"), ("Loaded", "loaded"), ("Sleeping", "sleeping")):
+            stand.directory.put_model(model(state=state))
+            assert await value() == told
+        reports = len(stand.sink.reports)
+        assert await post(stand, "/models/unload", {"model": "small"}) == (200, {"success": True})  # asleep: nothing has to be done
+        assert await value() == "unloaded"
+        assert not any(demand.wish and demand.wish.action == "Unload" for report in stand.sink.reports[reports:] for demand in report.models)
+
+
+async def test_paths_without_a_version_reach_the_pod_under_the_name_it_knows(stand):
+    async with Pod() as pod:
+        stand.directory.put_model(model())
+        stand.directory.put_replica(pod.view())
+        for path in ("/chat/completions", "/chat/completions/input_tokens", "/responses", "/responses/input_tokens"):
+            assert (await stand.chat(path=f"{path}?autoload=true"))[0] == 200
+            assert pod.seen[-1][1] == f"/v1{path}?autoload=true"
+        assert (await stand.chat(path="/completions"))[0] == 200
+        assert pod.seen[-1][1] == "/completions"  # llama.cpp's own, which is another than /v1/completions
+
+
+async def test_web_pages_ask_first_and_read_answers(stand_up):
+    here, elsewhere = "http://localhost:3000", "https://app.example"
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-stainless-os"}
+    key, fields = new_key("team")
+    store = MemoryKeys()
+    store.put(parse_key("team", fields))
+    for keys, readers in ((None, {here}), (store, {here, elsewhere})):
+        stand = await stand_up(keys=keys)
+        async with Pod() as pod:
+            stand.directory.put_model(model())
+            stand.directory.put_replica(pod.view())
+            for origin in (here, elsewhere):
+                headers = {"Origin": origin}
+                allowed = origin if origin in readers else None
+                async with stand.client.options(stand.url + "/v1/chat/completions", headers=headers | asks) as response:
+                    assert response.status == 200
+                    assert response.headers.get("Access-Control-Allow-Origin") == allowed
+                    assert response.headers["Access-Control-Allow-Headers"] == asks["Access-Control-Request-Headers"]
+                    assert "POST" in response.headers["Access-Control-Allow-Methods"]
+                status, answered, _ = await stand.chat(headers=headers | {"Authorization": f"Bearer {key}"})
+                assert (status, answered.get("Access-Control-Allow-Origin"), answered["Vary"]) == (200, allowed, "origin")
+                assert "origin" not in pod.seen[-1][2]
+                if keys is not None:
+                    status, answered, _ = await stand.chat(headers=headers)
+                    assert (status, answered.get("Access-Control-Allow-Origin")) == (401, allowed)  # a page must be able to read why
+            _, answered, _ = await stand.chat(headers={"Authorization": f"Bearer {key}"})
+            assert "Access-Control-Allow-Origin" not in answered
+
+
 async def test_events_tell_of_states_and_progress(stand):
     async with Pod(state="Sleeping") as pod, RawClient(stand.server.port) as client:
         stand.directory.put_model(model())
@@ -96,9 +169,8 @@ async def test_events_tell_of_states_and_progress(stand):
 
         asked = asyncio.ensure_future(stand.chat())
         await stand.until(lambda: pod.polls)
-        seen = [await event()]
         await pod.become("Loading", progress=0.5)
-        seen.append(await event())
+        seen = [await event(), await event()]
         await pod.become("Loaded")
         seen.append(await event())
         assert (await asked)[0] == 200
@@ -106,7 +178,7 @@ async def test_events_tell_of_states_and_progress(stand):
         seen.append(await event())
         assert [one["event"] for one in seen] == ["model_status"] * 3 + ["model_remove"]
         assert {one["model"] for one in seen} == {"small"}
-        assert [one["data"]["status"] for one in seen[:3]] == ["sleeping", "loading", "loaded"]
+        assert [one["data"]["status"] for one in seen[:3]] == ["unloaded", "loading", "loaded"]
         assert seen[1]["data"]["progress"] == {"stages": ["text_model"], "current": "text_model", "value": 0.5}
     await stand.until(lambda: not stand.gateway.router._subscribers)
 

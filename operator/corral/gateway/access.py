@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from corral.gateway.errors import Refused, refuse
 from corral.gateway.keys import ApiKey, KeyStore, verify
 from corral.gateway.limits import Admission, Limiter
+from corral.gateway.origins import allowing
 from corral.gateway.ports import ModelView, names_of
 
 log = logging.getLogger("corral.gateway")
@@ -43,6 +44,10 @@ class Access:
             self._verified.clear()
         self._verified[presented] = key
         return key
+
+    def allow_origin(self, origin: bytes) -> bytes:
+        """What an answer to a web page of this origin says."""
+        return allowing(origin, everybody=not self._store.open)
 
     @staticmethod
     def need(key: ApiKey | None, scope: str) -> None:

@@ -37,7 +37,7 @@ log = logging.getLogger("corral.gateway")
 
 PREFIX_SECONDS = 5.0
 """How long a pod's token is used without asking the signer whether it has a newer one."""
-_POSTS = {path.encode(): route for (method, path), route in PROXIED.items() if method == "POST"}
+_POSTS = {path.encode(): route for (method, path), route in PROXIED.items() if method == "POST" and not route.called}
 """By what a request line says when it has no query: nearly all requests."""
 
 
@@ -117,6 +117,8 @@ class Gateway:
                 route = proxied(request.method.decode(), request.path)
                 if route is not None and request.path == "/props" and request.method == b"GET" and b"model=" not in request.query:
                     route = None  # the gateway's own properties
+                elif route is not None and route.called:
+                    request.target = route.called + b"?" + request.query if request.query else route.called
         if route is None:
             self.spawn(self._page(request, reply))
         else:

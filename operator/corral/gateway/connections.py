@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import httptools
 
+from corral.gateway.origins import nobody
 from corral.gateway.replies import Reply
 from corral.gateway.requests import KEPT_HERE, PLAIN, Request
 from corral.gateway.settings import GatewaySettings
@@ -30,8 +31,10 @@ Serve = Callable[[Request, Reply], None]
 class Shared:
     """What the connections of one port have in common."""
 
-    def __init__(self, serve: Serve, settings: GatewaySettings) -> None:
+    def __init__(self, serve: Serve, settings: GatewaySettings, allow_origin: Callable[[bytes], bytes] = nobody) -> None:
         self.serve = serve
+        self.allow_origin = allow_origin
+        """What an answer says to a browser whose page is of this origin."""
         self.settings = settings
         self.connections: set[ClientConnection] = set()
         self.date_line = b""

@@ -15,6 +15,7 @@ from corral.gateway.effects import Rejection
 from corral.gateway.errors import Refused
 from corral.gateway.keys import ApiKey
 from corral.gateway.listing import Listing
+from corral.gateway.origins import PREFLIGHT
 from corral.gateway.ports import ModelView, names_of
 from corral.gateway.replies import Headers, Reply
 from corral.gateway.requests import Request
@@ -40,6 +41,11 @@ class Pages:
         path = request.path
         request_id = request.request_id()
         headers: Headers
+        if request.method == b"OPTIONS":  # of a browser that asks first, without a key; or of anybody
+            wanted = request.known.get(b"access-control-request-headers", b"*")
+            reply.start(200, [*PREFLIGHT, (b"access-control-allow-headers", wanted), (b"content-length", b"0"), (b"x-request-id", request_id)])
+            reply.finish()
+            return
         try:
             if not path:
                 raise Refused(Rejection(400, "invalid_request", "the request's target is no path"))

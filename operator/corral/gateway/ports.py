@@ -64,6 +64,8 @@ class ModelView:
     created: int = 0
     """Seconds since 1970."""
     max_replicas: int = 1
+    evictions: int = 0
+    """How often it made room for another model."""
     acknowledged_wish: int | None = None
     """The id of the last wish that the operator has acted upon."""
 

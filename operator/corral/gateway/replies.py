@@ -64,6 +64,8 @@ class Reply:
             lines.append(b"transfer-encoding: chunked\r\n")
         if not request.keep_alive or request.expects_continue:
             lines.append(b"connection: close\r\n")
+        if b"origin" in request.known:
+            lines.append(self._connection.shared.allow_origin(request.known[b"origin"]))
         lines.append(b"\r\n")
         self._pending = _STATUS_LINES[status] + self._connection.shared.date_line + b"".join(lines)
 

@@ -33,9 +33,10 @@ KEPT_HERE = HOP_BY_HOP | {
     b"x-request-id",
     b"proxy-authorization",
     b"http2-settings",
+    b"origin",
 }
 """Headers of a request that are not sent on."""
-LOOKED_AT = frozenset({b"content-type", b"content-encoding", b"traceparent", b"tracestate"})
+LOOKED_AT = frozenset({b"access-control-request-headers", b"content-type", b"content-encoding", b"traceparent", b"tracestate"})
 """Headers that are sent on and are read here as well."""
 PLAIN = frozenset({b"accept", b"user-agent", b"accept-language"})
 """Headers that go on and mean nothing here: those that nearly every client sends."""

@@ -28,6 +28,7 @@ _VALUES = {
     reasons.SLEEPING: "sleeping",
     reasons.DRAINING: "loaded",
 }
+_UP_AGAIN = frozenset({reasons.LOADING, reasons.EVICTING, reasons.DOWNLOADING})
 _RUNNING = frozenset({"loaded", "loading", "downloading"})
 SUBSCRIBER_QUEUE = 1024
 """Events that one slow subscriber may be behind before it is let go."""
@@ -37,6 +38,10 @@ class RouterApi:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._machine = driver.machine
+        self._put_away: set[str] = set()
+        """Unloaded by hand, and not running since."""
+        self._ran: dict[str, int] = {}
+        """Seen loaded, with the evictions that it had had by then. Its clients call `sleeping` only what fell asleep by itself, being idle."""
         self._subscribers: dict[asyncio.Queue[bytes | None], dict[str, bytes]] = {}
         driver.listeners.append(self._changed)
 
@@ -56,14 +61,27 @@ class RouterApi:
                     "object": "model",
                     "owned_by": "corral",
                     "created": model.created,
-                    "status": self._status(model, progress_as="list"),
+                    "status": {**self._status(model, progress_as="list"), "args": []},
+                    "source": "preset",
+                    "can_remove": False,
                 }
             )
         return orjson.dumps({"data": entries, "object": "list"})
 
     def props(self) -> bytes:
         """`GET /props` without a model."""
-        return orjson.dumps({"role": "router", "models_autoload": True, "max_instances": 0, "build_info": "corral"})
+        return orjson.dumps(
+            {
+                "role": "router",
+                "models_autoload": True,
+                "max_instances": 0,
+                "build_info": "b0-corral",
+                # Of no model; clients of one model's server look for these.
+                "model_alias": "corral",
+                "model_path": "none",
+                "default_generation_settings": {"params": {}, "n_ctx": 0},
+            }
+        )
 
     def load(self, body: bytes, may: Callable[[ModelView, str], None]) -> bytes:
         model = self._model(body, may)
@@ -77,9 +95,14 @@ class RouterApi:
 
     def unload(self, body: bytes, may: Callable[[ModelView, str], None]) -> bytes:
         model = self._model(body, may)
-        if self._value(model) not in _RUNNING:
+        value = self._value(model)
+        if value not in _RUNNING and value != "sleeping":
             raise refuse(400, "model_not_loaded", f"{model.key} is not running")
-        self._driver.wish(model.key, "Unload")
+        self._put_away.add(model.key)
+        if value == "sleeping":
+            self._changed(model.key)  # nothing is in memory: no wish to the operator
+        else:
+            self._driver.wish(model.key, "Unload")
         return b'{"success":true}'
 
     def subscribe(self) -> asyncio.Queue[bytes | None]:
@@ -102,6 +125,7 @@ class RouterApi:
         queue.put_nowait(None)
 
     def _changed(self, key: str) -> None:
+        self._note(key)
         if not self._subscribers:
             return
         model = self._machine.view(key)
@@ -121,6 +145,14 @@ class RouterApi:
             else:
                 queue.put_nowait(line)
 
+    def _note(self, key: str) -> None:
+        model, state = self._machine.view(key), self._machine.progress(key)[0]
+        if model is None or state in _UP_AGAIN:
+            self._put_away.discard(key)
+            self._ran.pop(key, None)
+        elif state == reasons.LOADED:
+            self._ran.setdefault(key, model.evictions)
+
     def _model(self, body: bytes, may: Callable[[ModelView, str], None]) -> ModelView:
         try:
             name = orjson.loads(body).get("model")
@@ -136,12 +168,19 @@ class RouterApi:
         return model
 
     def _value(self, model: ModelView) -> str:
-        state, _ = self._machine.progress(model.key)
-        return _VALUES.get(state, "unloaded")
+        return self._value_of(model.key, self._machine.progress(model.key)[0])
+
+    def _value_of(self, key: str, state: str) -> str:
+        value = _VALUES.get(state, "unloaded")
+        if value == "sleeping":
+            model = self._machine.view(key)
+            if key in self._put_away or model is None or self._ran.get(key) != model.evictions:
+                return "unloaded"
+        return value
 
     def _status(self, model: ModelView, *, progress_as: str) -> dict[str, Any]:
         state, progress = self._machine.progress(model.key)
-        value = _VALUES.get(state, "unloaded")
+        value = self._value_of(model.key, state)
         status: dict[str, Any] = {"value": value}
         if value == "loading" and progress is not None and progress_as == "event":
             status["progress"] = {"stages": ["text_model"], "current": "text_model", "value": round(progress, 3)}

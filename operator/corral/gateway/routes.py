@@ -29,6 +29,8 @@ class Proxied:
 
     carries: Carries
     shape: Shape = Shape.OPENAI
+    called: bytes = b""
+    """The path's name at the pod, where that is another."""
 
 
 _JSON = Proxied(Carries.JSON)
@@ -38,7 +40,8 @@ _ANTHROPIC = Proxied(Carries.JSON, Shape.ANTHROPIC)
 
 PROXIED: dict[tuple[str, str], Proxied] = {
     ("POST", "/v1/chat/completions"): _JSON,
-    ("POST", "/chat/completions"): _JSON,
+    ("POST", "/chat/completions"): Proxied(Carries.JSON, called=b"/v1/chat/completions"),
+    ("POST", "/chat/completions/input_tokens"): Proxied(Carries.JSON, called=b"/v1/chat/completions/input_tokens"),
     ("POST", "/v1/chat/completions/input_tokens"): _JSON,
     ("POST", "/v1/chat/completions/control"): _JSON,
     ("POST", "/v1/completions"): _JSON,
@@ -49,10 +52,13 @@ PROXIED: dict[tuple[str, str], Proxied] = {
     ("POST", "/reranking"): _JSON,
     ("POST", "/v1/responses"): Proxied(Carries.JSON, Shape.RESPONSES),
     ("POST", "/v1/responses/input_tokens"): _JSON,
+    ("POST", "/responses"): Proxied(Carries.JSON, Shape.RESPONSES, b"/v1/responses"),
+    ("POST", "/responses/input_tokens"): Proxied(Carries.JSON, called=b"/v1/responses/input_tokens"),
     ("POST", "/v1/messages"): _ANTHROPIC,
     ("POST", "/v1/messages/count_tokens"): _ANTHROPIC,
     ("POST", "/v1/audio/transcriptions"): _MULTIPART,
     ("POST", "/v1/audio/translations"): _MULTIPART,
+    ("POST", "/audio/transcriptions"): Proxied(Carries.MULTIPART, called=b"/v1/audio/transcriptions"),
     ("POST", "/completion"): _JSON,
     ("POST", "/completions"): _JSON,
     ("POST", "/infill"): _JSON,
@@ -88,4 +94,4 @@ def shape_of(path: str) -> Shape:
     """The shape for errors that come before the route is known to match."""
     if path.startswith("/v1/messages"):
         return Shape.ANTHROPIC
-    return Shape.RESPONSES if path == "/v1/responses" else Shape.OPENAI
+    return Shape.RESPONSES if path in ("/v1/responses", "/responses") else Shape.OPENAI

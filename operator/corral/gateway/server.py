@@ -18,6 +18,7 @@ from typing import Any
 from corral.gateway.admin import Admin
 from corral.gateway.app import Gateway
 from corral.gateway.connections import ClientConnection, Serve, Shared
+from corral.gateway.origins import nobody
 from corral.gateway.settings import GatewaySettings
 
 log = logging.getLogger("corral.gateway")
@@ -26,9 +27,9 @@ log = logging.getLogger("corral.gateway")
 class Listener:
     """One port, with its connections."""
 
-    def __init__(self, serve: Serve, settings: GatewaySettings, *, host: str, port: int) -> None:
+    def __init__(self, serve: Serve, settings: GatewaySettings, *, host: str, port: int, allow_origin: Callable[[bytes], bytes] = nobody) -> None:
         self._settings = settings
-        self._shared = Shared(serve, settings)
+        self._shared = Shared(serve, settings, allow_origin)
         self._host = host
         self._port = port
         self._server: asyncio.Server | None = None
@@ -89,7 +90,7 @@ class GatewayServer:
     def __init__(self, gateway: Gateway) -> None:
         settings = gateway.settings
         self.gateway = gateway
-        self._data = Listener(gateway.serve, settings, host=settings.host, port=settings.port)
+        self._data = Listener(gateway.serve, settings, host=settings.host, port=settings.port, allow_origin=gateway.access.allow_origin)
         self._admin = Listener(Admin(gateway).serve, settings, host=settings.admin_host, port=settings.admin_port)
 
     async def start(self) -> None:
