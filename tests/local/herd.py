@@ -102,6 +102,13 @@ class Herd:
         """Every process below it."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
+    def engine(self, name: str) -> psutil.Process:
+        """The engine is the largest process of its supervisor's group that has no children."""
+        (pod,) = self.pods(name)
+        members = [process for process in psutil.Process(pod["pid"]).children(recursive=True) if os.getpgid(process.pid) == pod["pid"]]
+        parents = {process.ppid() for process in members}
+        return max((process for process in members if process.pid not in parents), key=lambda process: process.memory_info().rss)
+
     # --- looking
 
     def state(self) -> dict:

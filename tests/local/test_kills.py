@@ -13,14 +13,6 @@ from tests.local.herd import ROOM, alive, stream
 ALPACA, BISON = "I am alpaca.", "I am bison."
 
 
-def engine_of(herd, name):
-    """The engine is the youngest process of its supervisor's group that is not the supervisor."""
-    (pod,) = herd.pods(name)
-    members = [process for process in psutil.Process(pod["pid"]).children(recursive=True) if os.getpgid(process.pid) == pod["pid"]]
-    parents = {process.ppid() for process in members}
-    return max((process for process in members if process.pid not in parents), key=lambda process: process.memory_info().rss)
-
-
 async def test_a_killed_supervisor_is_started_again_and_nothing_is_committed_twice(herd):
     herd.pool(ROOM[1])
     herd.model("a", ALPACA)
@@ -44,7 +36,7 @@ async def test_a_killed_engine_is_loaded_again_by_the_next_request(herd):
     herd.start()
     await herd.ready("a")
     assert await herd.ask("a") == ALPACA
-    engine_of(herd, "a").kill()
+    herd.engine("a").kill()
     for _ in range(50):
         try:
             assert await herd.ask("a") == ALPACA
@@ -64,7 +56,7 @@ async def test_an_engine_killed_in_the_middle_of_a_stream_ends_it_with_an_error_
     async with herd.openai() as client:
         answer = stream(client, "a", max_tokens=60000)
         await anext(answer)
-        engine_of(herd, "a").kill()
+        herd.engine("a").kill()
         with pytest.raises((openai.APIError, httpx.HTTPError)):
             async for _ in answer:
                 pass

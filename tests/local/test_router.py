@@ -130,3 +130,56 @@ async def test_a_request_for_a_model_that_is_being_put_to_sleep_is_served_by_its
         await asyncio.sleep(0)
         assert await ask_all(herd, ["a", "a"]) == said(["a", "a"])
         assert await first == SAYS["b"]
+
+
+async def test_a_model_just_loaded_serves_its_waiter_before_it_can_go(shared):
+    herd = await shared(1)
+    assert await herd.ask("c") == SAYS["c"]
+    before, loads = herd.swaps(), {name: herd.loads(name) for name in SAYS}
+    for _ in range(3):
+        names = ["a", "b"]
+        assert await ask_all(herd, names) == said(names)
+    await herd.until(lambda: all(not herd.waits(name) for name in SAYS))
+    # One load for each answer at most: nobody was loaded and thrown out again unserved.
+    assert sum(herd.loads(name) - loads[name] for name in SAYS) <= 6
+    assert herd.swaps() - before <= 6
+
+
+async def test_loads_at_once_never_pass_the_room_and_a_loading_model_is_never_the_victim(herd):
+    names = [f"model-{number}" for number in range(6)]
+    herd.pool("1040Mi", hold={"timeout": "120s"})
+    for name in names:
+        herd.model(name, f"I am {name}.")
+    herd.start()
+    await herd.ready(*names)
+    held: list[int] = []
+    unserved: list[str] = []
+    before: dict[str, str] = {}
+
+    def look() -> None:
+        """What all replicas have been given, and who was loading and is not any more without having been loaded."""
+        state = herd.state()
+        held.append(sum(pod["memoryRequest"] for pod in state["pods"]))
+        for each in (found for model in state["models"] for found in model.get("status", {}).get("placements", [])):
+            if before.get(each["replica"]) == "Loading" and each["state"] in {"Draining", "Sleeping"}:
+                unserved.append(each["replica"])
+            before[each["replica"]] = each["state"]
+
+    answers = asyncio.ensure_future(ask_all(herd, names))
+    while not answers.done():
+        await asyncio.to_thread(look)
+        await asyncio.sleep(0.01)
+    assert answers.result() == [f"I am {name}." for name in names]
+    assert 0 < max(held) <= 1040 << 20
+    assert unserved == []
+
+
+async def test_an_engine_that_dies_by_itself_blocks_nobody(herd):
+    herd.pool(ROOM[1])
+    for name in ("a", "b"):
+        herd.model(name, SAYS[name])
+    herd.start()
+    await herd.ready("a", "b")
+    assert await herd.ask("a") == SAYS["a"]
+    herd.engine("a").kill()
+    assert await herd.ask("b") == SAYS["b"]

@@ -71,6 +71,7 @@ class Admin:
                         "running": record.running,
                         "restarts": record.restarts,
                         "message": record.message,
+                        "memoryRequest": record.memory_request,
                         "pid": self._pods.pid_of(record),
                         "log": str(self._pods.log_file(record)),
                     }
