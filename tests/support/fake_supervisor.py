@@ -50,7 +50,7 @@ class FakeSupervisor:
     async def start(self) -> None:
         app = web.Application()
         app.router.add_get("/control/status", self._status)
-        for call in ("drain", "resume", "sleep", "wake"):
+        for call in ("drain", "resume", "sleep", "wake", "warm"):
             app.router.add_post(f"/control/{call}", self._order)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05, handler_cancellation=True)
         await self._runner.setup()
@@ -110,6 +110,7 @@ class FakeSupervisor:
             "devices": list(life.wake_order.devices) if life.wake_order else [],
             "error": {"reason": error.reason, "message": error.message, "retry": error.retry, "at": rfc3339(error.at)} if error else None,
             "model": {"contextLength": 2048, "architecture": "llama"},
+            "cached": list(life.cached),
         }
 
     def _claims(self, request: web.Request) -> dict[str, Any]:
@@ -158,6 +159,8 @@ class FakeSupervisor:
             if life.state is State.DRAINING:
                 life.asleep(self.residue)
             return web.json_response({"memory": {"residue": self.residue}})
+        if call == "warm":
+            return web.json_response({}, status=202)
         took = life.wake(Wake(tuple(body["devices"]), tuple(body["split"]), body["deviceKind"]))
         if isinstance(took, Refusal):
             return _error(took.code, took.message)
@@ -176,6 +179,11 @@ class FakeSupervisor:
             self.life.loaded(
                 {"contextLength": 2048}, {"weights": self.total, "kvCache": 0, "compute": 0, "total": self.total}, {"load": 0.01, "total": 0.01}
             )
+        self.told()
+
+    def cache_has(self, *keys: str) -> None:
+        """It looked into the cache of its node."""
+        self.life.cache_has(keys)
         self.told()
 
     def end_streams(self) -> None:

@@ -167,6 +167,9 @@ class Cache(Part):
     """Without claimName: the class of a claim that is made for each pod and goes with it."""
     path: Annotated[str, Field(max_length=1024, pattern="^/[^/].*$")] | None = None
     """The folder of the node, an absolute path."""
+    warm: Annotated[int, Field(ge=0, le=64)] = 0
+    """Of so many sleeping models on each node, those that were used last, the files are kept in the node's page cache, so that they load
+    without the disk."""
 
 
 class ModelPoolSpec(Part):

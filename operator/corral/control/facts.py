@@ -174,7 +174,6 @@ class Facts:
             output=int(found.get("output") or 0),
             measured=self.required,
             file_bytes=int(found.get("fileBytes") or 0),
-            digest=str(found.get("digest") or ""),
         )
 
     def estimated(self, result: Mapping[str, Any], now: float, settings: ControlSettings) -> None:

@@ -24,6 +24,7 @@ from corral.control.shell import Shell
 from corral.control.store import Store
 from corral.control.supervisors import Signer, Supervisors
 from corral.control.views import Renderer
+from corral.control.warming import Warming
 from corral.domain import reasons
 from corral.domain.decide import decide
 from corral.domain.model import ReplicaState
@@ -69,6 +70,7 @@ class Controller:
             self._renderer.pool, self._renderer.observed_pool, self._write_pool, self.settings, clock, interval=self.settings.pool_interval
         )
         self._renderer.former_model, self._renderer.former_pool = self._models.former, self._pools.former
+        self._warming = Warming(self.store, self._supervisors, clock)
         self._statuses = statuses
         self._rounds = Rounds(self.settings.resync, self.store.everything, clock())
 
@@ -104,6 +106,7 @@ class Controller:
             asyncio.create_task(self._recorder.run(), name="events"),
             asyncio.create_task(self._models.run(), name="statuses of models"),
             asyncio.create_task(self._pools.run(), name="statuses of pools"),
+            asyncio.create_task(self._warming.run(), name="warming"),
         ]
         try:
             await self._first_sight(stop)

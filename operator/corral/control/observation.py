@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -45,6 +46,7 @@ class SupervisorStatus:
     devices: tuple[str, ...] = ()
     error: ServerError | None = None
     context_length: int = 0
+    cached: tuple[str, ...] = ()  # keys of the files in a cache that pods of its node share
 
     @property
     def resident(self) -> bool:
@@ -107,5 +109,6 @@ def parse_status(body: Any) -> SupervisorStatus:
         error=ServerError(str(error.get("reason", "")), str(error.get("message", "")), bool(error.get("retry")), str(error.get("at", "")))
         if isinstance(error, Mapping) and error.get("reason")
         else None,
+        cached=tuple(sys.intern(key) for key in body.get("cached") or () if isinstance(key, str)),
         context_length=_count(_mapping(body.get("model")).get("contextLength")),
     )

@@ -44,6 +44,7 @@ class Store:
         self.deployments, self.pools, self.pool_objects, self.pods = records.deployments, records.pools, records.pool_objects, records.pods
         self.state, self.facts, self.names, self.retries = projection.state, projection.facts, projection.names, projection.retries
         self._devices: dict[str, set[Any]] = {}
+        self._cached: dict[str, frozenset[str]] = {}  # the files of each node, by the last word of a supervisor there
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self.pods_changed: Callable[[str], None] = lambda _key: None
         """Called for a pod that came, went, or can be reached elsewhere."""
@@ -144,7 +145,7 @@ class Store:
             self.state.remove_device(key)
         self._devices[node.name] = {device.key for device in devices}
         self._note_overlaps(self.state.nodes.get(node.name), node)
-        self.state.put_node(node)
+        self.state.put_node(self._with_files(node))
         for device in devices:
             self.state.put_device(device)
             self.dirty.pools.add(device.pool)
@@ -158,7 +159,20 @@ class Store:
             self.dirty.pools.add(node.pool)
             self._note_overlaps(node, None)
         self.state.remove_node(name)
+        self._cached.pop(name, None)
         self.wake.set()
+
+    def _with_files(self, node: Node) -> Node:
+        told = self._cached.get(node.name)
+        return node if told is None or told == node.cached else replace(node, cached=told)
+
+    def _note_files(self, name: str, before: SupervisorStatus | None, status: SupervisorStatus) -> None:
+        """Supervisors on one node look into the same cache; whoever told of a change last is right."""
+        if status.cached != (before.cached if before is not None else ()):
+            self._cached[name] = frozenset(status.cached)
+            node = self.state.nodes.get(name)
+            if node is not None:
+                self.state.put_node(self._with_files(node))
 
     def _note_overlaps(self, old: Node | None, new: Node | None) -> None:
         overlaps = self.records.overlaps
@@ -188,6 +202,7 @@ class Store:
         if before == status:
             return
         self.outcomes.note(pod, before)
+        self._note_files(pod.record.node, before, status)
         self.touch(key)
 
     def lost_supervisor(self, key: str, uid: str) -> None:

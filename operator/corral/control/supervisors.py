@@ -156,6 +156,10 @@ class Supervisors:
     async def resume(self, record: PodRecord) -> None:
         await self._order(record, "resume", {}, ok=(200,))
 
+    async def warm(self, record: PodRecord) -> None:
+        """Read the file ahead into the page cache; returns when the supervisor took it on."""
+        await self._order(record, "warm", {}, ok=(202,))
+
     async def _order(
         self, record: PodRecord, call: str, body: Mapping[str, Any], *, ok: tuple[int, ...], within: float | None = None
     ) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from corral.api import Effective, InvalidObjectError, ModelDeployment, ModelPool, effective, server_spec
@@ -27,6 +27,14 @@ class Deployment:
     @property
     def key(self) -> str:
         return self.parsed.key
+
+    @property
+    def file_key(self) -> str:
+        """What its file is called in a cache (docs/contracts.md); empty: it is used where it is."""
+        source = str(self.server_spec["model"]["source"])
+        if source.startswith(("file://", "pvc://")):
+            return ""
+        return hashlib.sha256(f"{self.server_spec['cacheKey']}\n{source}".encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +73,9 @@ def revision_of(deployment: Deployment, pool: ModelPool | None, settings: Contro
     placement = spec.placement.dump()
     placement.pop("maxDevices", None)
     secret = spec.model.secret_ref.name if spec.model.secret_ref else ""
-    return digest([deployment.server_spec, secret, spec.pod.dump(), placement, spec.pool, policy.cache.dump(), settings.template], 6)
+    cache = policy.cache.dump()
+    cache.pop("warm", None)  # the operator's own business
+    return digest([deployment.server_spec, secret, spec.pod.dump(), placement, spec.pool, cache, settings.template], 6)
 
 
 def pool_of(parsed: ModelPool) -> Pool:
@@ -104,6 +114,7 @@ def model_of(
     settings: ControlSettings,
 ) -> Model:
     spec, metadata = deployment.parsed.spec, deployment.parsed.metadata
+    footprint = facts.footprint(settings)
     return Model(
         key=deployment.key,
         namespace=metadata.namespace,
@@ -121,7 +132,7 @@ def model_of(
         max_devices=spec.placement.max_devices,
         node_selector=spec.placement.node_selector,
         tolerations=tuple(Toleration(it.key, it.operator, it.value, it.effect) for it in spec.placement.tolerations),
-        footprint=facts.footprint(settings),
+        footprint=replace(footprint, digest=deployment.file_key) if footprint else None,
         residue=max(facts.residue, settings.residue),
         created=created_of(deployment),
         deleting=metadata.deletion_timestamp is not None,

@@ -90,7 +90,7 @@ class Node:
     schedulable: bool = True
     not_ready_since: float | None = None
     pod_slots: int = 110  # how many pods it may still take, ours not counted
-    cached: frozenset[str] = frozenset()  # digests of the files that it has
+    cached: frozenset[str] = frozenset()  # keys of the files that it has
     overlapping: tuple[str, ...] = ()  # pools that would have it too, and do not
 
 
@@ -131,7 +131,7 @@ class Footprint:
     output: int = 0
     measured: int = 0
     file_bytes: int = 0
-    digest: str = ""
+    digest: str = ""  # the key of its file in a cache; empty: it is used where it is
 
     @property
     def estimated(self) -> int:

@@ -67,6 +67,7 @@ def server_pod(request: ReplicaRequest, settings: ServerSettings, binding: Bindi
         "imagePullPolicy": settings.pull_policy,
         "command": [*PYTHON, "serve"],
         "env": _env(request.server_spec, settings, deployment)
+        + cache_env(request.cache)
         + [{"name": "CORRAL_INFERENCE_PORT", "value": str(settings.inference_port)}]
         + [{"name": "CORRAL_CONTROL_PORT", "value": str(settings.control_port)}]
         + [{"name": "CORRAL_GRACE_SECONDS", "value": str(settings.grace_seconds)}]
@@ -236,6 +237,12 @@ def cache_volume(cache: Mapping[str, Any]) -> dict[str, Any]:
         }
         return {"ephemeral": {"volumeClaimTemplate": {"spec": claim}}}
     return {"emptyDir": {"sizeLimit": size}}
+
+
+def cache_env(cache: Mapping[str, Any]) -> list[dict[str, Any]]:
+    settings = Cache.model_validate(dict(cache))
+    shared = [{"name": "CORRAL_CACHE_SHARED", "value": "1"}] if settings.type == "HostPath" else []
+    return [{"name": "CORRAL_CACHE_LIMIT", "value": str(int(settings.size))}, *shared]
 
 
 def _labels(deployment: ModelDeployment, pool: str, component: str) -> dict[str, str]:

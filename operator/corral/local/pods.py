@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from corral.api.modelpool import Cache
 from corral.domain import reasons
 from corral.domain.model import HOST_ID, DeviceKind
 from corral.kube.ports import DEVICES, Conflict, EstimateRequest, Gone, Leadership, NotLeader, PodRecord, ReplicaRequest
@@ -265,6 +266,8 @@ class LocalPods:
             "CORRAL_PUBLIC_KEYS": self._settings.public_keys,
             "CORRAL_SPEC": json.dumps(request.server_spec),
             "CORRAL_CACHE_DIR": str(self._settings.files),
+            "CORRAL_CACHE_LIMIT": str(int(Cache.model_validate(dict(request.cache)).size)),
+            "CORRAL_CACHE_SHARED": "1",
             "CORRAL_ALLOW_LOCAL_SOURCES": "1",
             "CORRAL_HOST": "127.0.0.1",
             "CORRAL_INFERENCE_PORT": "0",
