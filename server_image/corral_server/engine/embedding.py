@@ -19,6 +19,9 @@ class EmbeddingLoop:
         self._rank = rank
         self.jobs: deque[EmbedJob] = deque()
 
+    def add(self, job: EmbedJob) -> None:
+        self.jobs.append(job)
+
     def cancel(self, job_id: int) -> None:
         self.jobs = deque(j for j in self.jobs if j.id != job_id)
 

@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from corral_server.engine.adapters import AdapterSet, parse_set
+from corral_server.engine.drafting import NgramDraft
 from corral_server.engine.grammar import Grammar
 from corral_server.engine.sampling import Sampler, SamplingParams
 from corral_server.engine.scoring import PromptScores
@@ -14,14 +16,15 @@ from corral_server.engine.vocabulary import Vocabulary
 class RefusedError(Exception):
     """A request that cannot run: an HTTP status, an error code and a sentence."""
 
-    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
+    def __init__(self, status: int, code: str, message: str, param: str | None = None, details: dict[str, Any] | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.param = param
+        self.details = details or {}
 
     def event(self, job_id: int) -> dict[str, Any]:
-        return {"i": job_id, "err": {"status": self.status, "code": self.code, "message": str(self), "param": self.param}}
+        return {"i": job_id, "err": {"status": self.status, "code": self.code, "message": str(self), "param": self.param, **self.details}}
 
 
 @dataclass
@@ -54,6 +57,19 @@ class Job:
     """Of the prompt's own tokens, when they are asked for."""
     unsaid: int = 0
     """Tokens since the last event: their text is held back."""
+    adapters: AdapterSet = ()
+    slot: int | None = None
+    """The only slot that it may have, when it named one."""
+    placed: int = 0
+    """The slot that it has."""
+    crowded: bool = False
+    """It may write until the context is full: reaching that is not what it asked for."""
+    tells_tokens: bool = False
+    tells_prompt: bool = False
+    tells_progress: bool = False
+    draft: NgramDraft | None = None
+    guessed: list[int] = field(default_factory=list)
+    """Tokens in this step's batch that nobody has chosen yet."""
 
     @property
     def generated(self) -> int:
@@ -62,10 +78,13 @@ class Job:
     def usage(self) -> dict[str, Any]:
         now = time.perf_counter()
         first = self.first_token or now
-        return {
+        figures = {
             "prompt": self.prompt_count, "cached": max(self.cached, 0), "completion": self.generated,
             "prompt_ms": (first - self.started) * 1e3, "predicted_ms": (now - first) * 1e3, "queued_ms": (self.started - self.arrived) * 1e3,
         }  # fmt: skip
+        if self.draft is not None and self.draft.offered:
+            figures |= {"draft": self.draft.offered, "accepted": self.draft.accepted}
+        return figures
 
 
 @dataclass
@@ -93,7 +112,7 @@ def prompt_tokens(raw: Any, vocabulary: Vocabulary, *, add_special: bool, parse_
     return tokens
 
 
-def make_job(raw: dict[str, Any], vocabulary: Vocabulary, context_length: int) -> Job:
+def make_job(raw: dict[str, Any], vocabulary: Vocabulary, context_length: int, *, adapters: int = 0, drafts: bool = False, slots: int = 1) -> Job:
     """A generation job; RefusedError with the reason when it cannot run."""
     tokens = prompt_tokens(raw["prompt"], vocabulary, add_special=raw.get("add_special", True), parse_special=raw.get("parse_special", True))
     if not tokens:
@@ -104,10 +123,19 @@ def make_job(raw: dict[str, Any], vocabulary: Vocabulary, context_length: int) -
         raise RefusedError(
             400,
             "context_length_exceeded",
-            f"This model's maximum context length is {context_length} tokens, but the prompt has {len(tokens)}. Please shorten it.",
+            f"This model's maximum context length is {context_length} tokens, but the prompt has {len(tokens)}; "
+            "it exceeds the available context size. Please shorten it.",
             raw.get("prompt_param", "messages"),
+            {"n_prompt_tokens": len(tokens), "n_ctx": context_length},
         )
-    params = SamplingParams.of(raw.get("sampling") or {})
+    params = SamplingParams.of({**(raw.get("sampling") or {}), "logit_bias": _biases(raw.get("sampling") or {}, vocabulary)})
+    slot = raw.get("slot")
+    if slot is not None and slot >= slots:
+        raise RefusedError(400, "invalid_value", f"id_slot is {slot}; this server has slots 0 to {slots - 1}", "id_slot")
+    try:
+        chosen = parse_set(raw.get("adapters"), adapters)
+    except ValueError as error:
+        raise RefusedError(400, "invalid_value", str(error), "lora") from None
     grammar = None
     # A grammar that starts in mid-answer starts at a token of its own: in the middle of one, what follows might be forbidden already.
     triggers = single_tokens(raw.get("triggers"), vocabulary)
@@ -122,8 +150,20 @@ def make_job(raw: dict[str, Any], vocabulary: Vocabulary, context_length: int) -
         id=raw["id"], tokens=tokens, prompt_count=len(tokens), limit=room if asked is None or asked < 0 else min(asked, room),
         params=params, sampler=sampler, text=TextStream(raw.get("stop") or ()), cache=raw.get("cache_prompt", True),
         leader=raw.get("leader"), preserved=frozenset(single_tokens(raw.get("preserved"), vocabulary)),
+        adapters=chosen, slot=slot, crowded=asked is None or asked < 0 or asked > room,
+        tells_tokens=bool(raw.get("tells_tokens")), tells_prompt=bool(raw.get("tells_prompt")), tells_progress=bool(raw.get("tells_progress")),
+        draft=NgramDraft() if drafts else None,
         scores=PromptScores(max(raw["prompt_probs"], 1)) if raw.get("prompt_probs") is not None else None,
     )  # fmt: skip
+
+
+def _biases(sampling: dict[str, Any], vocabulary: Vocabulary) -> dict[int, float | None]:
+    """Biases by token; a text stands for each of its tokens."""
+    found: dict[int, float | None] = {}
+    for key, bias in (sampling.get("logit_bias") or {}).items():
+        numbers = [int(key)] if key.isascii() and key.isdigit() else vocabulary.tokenize(key, add_special=False, parse_special=False)
+        found.update((n, bias) for n in numbers if n < vocabulary.size)
+    return found
 
 
 def single_tokens(texts: list[str] | None, vocabulary: Vocabulary) -> list[int]:
@@ -149,7 +189,7 @@ def make_embed_job(raw: dict[str, Any], vocabulary: Vocabulary, limit: int) -> E
             raise RefusedError(
                 400,
                 "context_length_exceeded",
-                f"This model's maximum context length is {limit} tokens, but input {index} has {len(tokens)}.",
+                f"This model's maximum context length is {limit} tokens, but input {index} has {len(tokens)}; it is too large to process.",
                 "input",
             )
         if not tokens:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from corral_server.engine.drafting import MOST
 from corral_server.reasons import INVALID_ENGINE_SETTINGS, Failure
 from corral_server.spec import EngineSpec
 
@@ -50,6 +51,8 @@ class EnginePlan:
     kv_type: int
     flash_attention: int
     gpu_layers: int
+    drafted: int = 0
+    """Guessed tokens that a step may evaluate for each slot."""
 
     @property
     def embeds(self) -> bool:
@@ -85,9 +88,12 @@ def make_plan(spec: EngineSpec, facts: ModelFacts) -> EnginePlan:
         )
     cells = _padded(cells)
     micro = min(spec.micro_batch, cells)
+    drafted = MOST if spec.draft_ngram else 0
     return EnginePlan(
-        context_length=context, cells=cells, slots=spec.slots, batch=min(max(2048, micro), cells), micro_batch=micro, outputs=spec.slots,
+        context_length=context, cells=cells, slots=spec.slots, batch=min(max(2048, micro), cells), micro_batch=micro,
+        outputs=spec.slots * (1 + drafted),
         pooling="", kv_type=GGML_TYPES[spec.kv_cache], flash_attention=FLASH_ATTENTION[spec.flash_attention], gpu_layers=spec.gpu_layers,
+        drafted=drafted,
     )  # fmt: skip
 
 

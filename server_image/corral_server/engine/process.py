@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from corral_server.channel import BlockingChannel, Message
+from corral_server.engine.adapters import load_adapters
 from corral_server.engine.library import L, Log
 from corral_server.engine.loop import Loop
 from corral_server.engine.memory import breakdown
@@ -44,7 +45,9 @@ def main(sock: socket.socket) -> None:
     # Freed by the exit, at once and surely; freeing first would only take time.
 
 
-def _load(order: Message, channel: BlockingChannel, log: Log) -> tuple[Any, Any, EnginePlan, Vocabulary, StateStore | None, Path | None, int]:
+def _load(
+    order: Message, channel: BlockingChannel, log: Log
+) -> tuple[Any, Any, EnginePlan, Vocabulary, StateStore | None, Path | None, int, list[Any]]:
     on_host = order["deviceKind"] == "host"
     show(order["devices"], on_host=on_host)
     begin = time.perf_counter()
@@ -64,6 +67,8 @@ def _load(order: Message, channel: BlockingChannel, log: Log) -> tuple[Any, Any,
     meta = metadata(model)
     plan = make_plan(engine, ModelFacts.of(meta))
     threads = order["threads"]
+    # Before the context: it reserves room for what the adapters add to a step.
+    adapters = load_adapters(model, order.get("adapters") or [], log)
     context = make_context(model, plan, log, threads=threads)
     vocabulary = Vocabulary(model)
     load_seconds = time.perf_counter() - begin
@@ -79,7 +84,7 @@ def _load(order: Message, channel: BlockingChannel, log: Log) -> tuple[Any, Any,
         }
     )
     states, scratch = _states(order, engine, plan, model), _scratch(order, engine, plan)
-    return model, context, plan, vocabulary, states, scratch, engine.prompt_cache_bytes
+    return model, context, plan, vocabulary, states, scratch, engine.prompt_cache_bytes, adapters
 
 
 def _scratch(order: Message, engine: EngineSpec, plan: EnginePlan) -> Path | None:
@@ -117,7 +122,7 @@ def _states(order: Message, engine: EngineSpec, plan: EnginePlan, model: Any) ->
             "library": L.llama_version().decode(),
             "plan": asdict(plan),
             "device": order["deviceKind"],
-            "adapters": [[a.name, a.source, a.scale] for a in engine.adapters],
+            "adapters": [[a["path"], Path(a["path"]).stat().st_mtime_ns] for a in order.get("adapters") or []],
         }
     )
     try:

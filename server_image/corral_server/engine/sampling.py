@@ -34,6 +34,8 @@ class SamplingParams:
     seed: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     n_probs: int = 0
+    post_sampling: bool = False
+    """Probabilities are those after all filters, not log probabilities of the model."""
     ignore_eos: bool = False
 
     @classmethod
@@ -70,6 +72,7 @@ class Sampler:
         self._bias_ids = np.fromiter(bias, dtype=np.int64, count=len(bias))
         self._bias_values = np.fromiter(bias.values(), dtype=np.float32, count=len(bias))
         self._adjusts = bool(bias) or params.penalises
+        self._left: tuple[Any, Any] = (np.empty(0, dtype=np.int64), np.empty(0))
 
     def sample(self, logits: FloatArray) -> Choice:
         """The next token, however long the grammar takes."""
@@ -91,7 +94,15 @@ class Sampler:
         return self._chosen(logits, self._choose(row))
 
     def _chosen(self, logits: FloatArray, token: int) -> Choice:
+        if self.params.n_probs and self.params.post_sampling:
+            return self._after_filters(token)
         return with_probabilities(logits, token, self.params.n_probs) if self.params.n_probs else Choice(token)
+
+    def _after_filters(self, token: int) -> Choice:
+        ids, weights = self._left
+        share = dict(zip(ids.tolist(), (weights / weights.sum()).tolist(), strict=True)) if len(ids) else {token: 1.0}
+        top = sorted(((i, p) for i, p in share.items() if p > 0), key=lambda pair: -pair[1])[: self.params.n_probs]
+        return Choice(token, share.get(token, 1.0), top)
 
     def accept(self, token: int) -> None:
         if self._grammar is not None:
@@ -136,8 +147,9 @@ class Sampler:
         if p.temperature <= 0:
             return int(row.argmax())
         ids, values = _shortlist(row, p.top_k)
-        probabilities = _filtered(ids, values, p, self._rng)
-        ids, weights = probabilities
+        ids, weights = _filtered(ids, values, p, self._rng)
+        if p.post_sampling:
+            self._left = ids, weights
         total = np.cumsum(weights)
         at = int(np.searchsorted(total, self._rng.random() * total[-1], side="right"))
         return int(ids[min(at, len(ids) - 1)])

@@ -20,6 +20,14 @@ class IdleSlot:
     oldest_position: int = 0
     checkpoints: Sequence[int] = ()
     """Lengths at which the parts of the memory that forget were kept aside."""
+    foreign: bool = False
+    """Evaluated with other adapters than the request's: nothing of it may be kept."""
+
+    def keeps(self, wanted: Sequence[int], rewind: Rewind, *, shared: bool = False) -> int:
+        """How much of a prompt it spares; a shared beginning cannot go back to a checkpoint."""
+        if self.foreign:
+            return 0
+        return reusable(self.tokens, wanted, self.oldest_position, rewind, () if shared else self.checkpoints)
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -72,13 +80,13 @@ def choose_slot(idle: Sequence[IdleSlot], wanted: Sequence[int], rewind: Rewind)
     """The idle slot that keeps most of the prompt when that is more than a tenth of it, else the least recently used."""
     if not idle:
         return None
-    kept = [(reusable(s.tokens, wanted, s.oldest_position, rewind, s.checkpoints), s) for s in idle]
+    kept = [(s.keeps(wanted, rewind), s) for s in idle]
     length, best = max(kept, key=lambda pair: (pair[0], -pair[1].last_used))
     if length * 10 > len(wanted):
         return best, length
     # Prefer an empty slot: nobody loses a conversation for it.
     oldest = min(idle, key=lambda s: (len(s.tokens) > 0, s.last_used))
-    return oldest, reusable(oldest.tokens, wanted, oldest.oldest_position, rewind, oldest.checkpoints)
+    return oldest, oldest.keeps(wanted, rewind)
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,7 @@ def choose_source(others: Sequence[IdleSlot], wanted: Sequence[int], rewind: Rew
     """The sequence that spares most of the prompt, when that is clearly more than the chosen slot keeps by itself."""
     if rewind.recurrent or not others:
         return None
-    length, best = max(((reusable(s.tokens, wanted, s.oldest_position, rewind), s) for s in others), key=lambda pair: pair[0])
+    length, best = max(((s.keeps(wanted, rewind, shared=True), s) for s in others), key=lambda pair: pair[0])
     return Source(best.id, length) if length >= kept + 16 else None
 
 

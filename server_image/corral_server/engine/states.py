@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from corral_server.engine import scheduling
+from corral_server.engine.adapters import AdapterSet
 from corral_server.engine.checkpoints import Checkpoint, pointer
 from corral_server.engine.library import L
 
-_MAGIC = b"CRLSTAT2"
-_HEAD = struct.Struct("<8s32sII32s")
+_MAGIC = b"CRLSTAT3"
+_HEAD = struct.Struct("<8s32sQII32s")
 _PART = struct.Struct("<QQ")
 MINIMUM = 64
 """Tokens under which evaluating is cheaper than keeping."""
@@ -35,6 +36,8 @@ class Entry:
     size: int
     used: int
     checkpoints: list[int]
+    adapters: int = 0
+    """The set of adapters that it was made with, as a number."""
 
 
 def state_key(parts: dict[str, Any]) -> bytes:
@@ -54,20 +57,21 @@ class StateStore:
         for path in sorted(folder.glob("*.state"), key=lambda p: p.stat().st_mtime_ns):
             self._adopt(path)
 
-    def knows(self, tokens: Sequence[int]) -> bool:
-        return _name(tokens) in self._entries
+    def knows(self, tokens: Sequence[int], adapters: AdapterSet = ()) -> bool:
+        return _name(tokens, _number(adapters)) in self._entries
 
-    def save(self, context: Any, sequence: int, tokens: Sequence[int], checkpoints: Sequence[Checkpoint] = ()) -> None:
+    def save(self, context: Any, sequence: int, tokens: Sequence[int], checkpoints: Sequence[Checkpoint] = (), *, adapters: AdapterSet = ()) -> None:
         """Keep a sequence as it is now; what it continues is dropped, the least recently used give way."""
         size = L.llama_state_seq_get_size_ext(context, sequence, 0)
-        if len(tokens) < MINIMUM or not 0 < size <= self._limit or self.knows(tokens):
+        if len(tokens) < MINIMUM or not 0 < size <= self._limit or self.knows(tokens, adapters):
             return
         kept = list(checkpoints)
         while size + sum(len(c.data) for c in kept) > self._limit:
             del kept[0]
         size_of_all = size + sum(len(c.data) for c in kept)
+        number = _number(adapters)
         for name, entry in list(self._entries.items()):
-            if len(entry.tokens) < len(tokens) and scheduling.common_prefix(entry.tokens, tokens) == len(entry.tokens):
+            if entry.adapters == number and len(entry.tokens) < len(tokens) and scheduling.common_prefix(entry.tokens, tokens) == len(entry.tokens):
                 self._drop(name)
         while self._entries and sum(e.size for e in self._entries.values()) + size_of_all > self._limit:
             self._drop(min(self._entries, key=lambda n: self._entries[n].used))
@@ -81,11 +85,11 @@ class StateStore:
         digest = hashlib.sha256()
         for part in parts:
             digest.update(part)
-        name = _name(tokens)
+        name = _name(tokens, number)
         temporary = self._folder / f"{name}.{os.getpid()}"
         try:
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123  opened with its mode
-                file.write(_HEAD.pack(_MAGIC, self._key, len(tokens), len(kept), digest.digest()))
+                file.write(_HEAD.pack(_MAGIC, self._key, number, len(tokens), len(kept), digest.digest()))
                 for part in parts:
                     file.write(part)
             temporary.replace(self._folder / f"{name}.state")
@@ -94,12 +98,15 @@ class StateStore:
             temporary.unlink(missing_ok=True)
             return
         self._clock += 1
-        self._entries[name] = Entry(self._folder / f"{name}.state", list(tokens), size_of_all, self._clock, [c.length for c in kept])
+        self._entries[name] = Entry(self._folder / f"{name}.state", list(tokens), size_of_all, self._clock, [c.length for c in kept], number)
 
-    def find(self, wanted: Sequence[int], rewind: scheduling.Rewind, better_than: int) -> tuple[Entry, int] | None:
+    def find(self, wanted: Sequence[int], rewind: scheduling.Rewind, better_than: int, *, adapters: AdapterSet = ()) -> tuple[Entry, int] | None:
         """The state that keeps most of a prompt, when it is clearly more than what is there without it."""
         best: tuple[Entry, int] | None = None
+        number = _number(adapters)
         for entry in self._entries.values():
+            if entry.adapters != number:
+                continue
             oldest = max(0, len(entry.tokens) - self._window) if self._window else 0
             length = scheduling.reusable(entry.tokens, wanted, oldest, rewind, entry.checkpoints)
             if length >= better_than + 32 and (best is None or length > best[1]):
@@ -113,9 +120,9 @@ class StateStore:
         try:
             # Mapped, not read: a checkpoint that is kept from it costs page cache only.
             raw = np.memmap(entry.path, dtype=np.uint8, mode="r")
-            _, _, count, parts, digest = _HEAD.unpack(raw[: _HEAD.size].tobytes())
+            _, _, _, count, parts, digest = _HEAD.unpack(raw[: _HEAD.size].tobytes())
         except (OSError, ValueError, struct.error):
-            self._drop(_name(entry.tokens))
+            self._drop(_name(entry.tokens, entry.adapters))
             return None
         body = raw[_HEAD.size :]
         if hashlib.sha256(body.data).digest() == digest:
@@ -127,7 +134,7 @@ class StateStore:
             data = body[at:]
             if len(data) and L.llama_state_seq_set_data_ext(context, pointer(data), len(data), sequence, 0) == len(data):
                 return checkpoints
-        self._drop(_name(entry.tokens))
+        self._drop(_name(entry.tokens, entry.adapters))
         return None
 
     def _adopt(self, path: Path) -> None:
@@ -135,15 +142,15 @@ class StateStore:
         with path.open("rb") as file:
             head = file.read(_HEAD.size)
             if len(head) == _HEAD.size:
-                magic, key, count, parts, _ = _HEAD.unpack(head)
+                magic, key, number, count, parts, _ = _HEAD.unpack(head)
                 if magic == _MAGIC and key == self._key and parts < 1 << 10:
                     tokens = np.frombuffer(file.read(4 * count), dtype=np.int32).tolist()
                     table = file.read(_PART.size * parts)
-                    if len(tokens) == count and len(table) == _PART.size * parts and path.stem == _name(tokens):
+                    if len(tokens) == count and len(table) == _PART.size * parts and path.stem == _name(tokens, number):
                         self._clock += 1
                         size = path.stat().st_size - _HEAD.size - 4 * count
                         lengths = [length for length, _ in _PART.iter_unpack(table)]
-                        self._entries[path.stem] = Entry(path, tokens, size, self._clock, lengths)
+                        self._entries[path.stem] = Entry(path, tokens, size, self._clock, lengths, number)
                         return
         path.unlink(missing_ok=True)
 
@@ -151,5 +158,9 @@ class StateStore:
         self._entries.pop(name).path.unlink(missing_ok=True)
 
 
-def _name(tokens: Sequence[int]) -> str:
-    return hashlib.sha256(np.asarray(tokens, dtype=np.int32).tobytes()).hexdigest()[:32]
+def _number(adapters: AdapterSet) -> int:
+    return int.from_bytes(hashlib.sha256(repr(adapters).encode()).digest()[:8], "little") if adapters else 0
+
+
+def _name(tokens: Sequence[int], adapters: int) -> str:
+    return hashlib.sha256(adapters.to_bytes(8, "little") + np.asarray(tokens, dtype=np.int32).tobytes()).hexdigest()[:32]
