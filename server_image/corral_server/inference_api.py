@@ -26,6 +26,7 @@ from corral_server.openai.rerank import rerank
 from corral_server.openai.responses import count_input as count_response_input
 from corral_server.openai.responses import responses
 from corral_server.openai.service import Service
+from corral_server.openapi import described
 from corral_server.supervisor import Supervisor
 from corral_server.tokens import TokenVerifier
 
@@ -42,11 +43,13 @@ def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIA
         async def route(request: Request) -> Response:
             return await endpoint(service, request)
 
-        app.add_api_route(path, route, methods=["POST"], name=path)
+        app.add_api_route(path, route, methods=["POST"], name=path, openapi_extra=described(path))
 
-    post("/v1/chat/completions", chat_completions)
+    for prefix in ("/v1", ""):
+        # llama.cpp answers these with and without the version.
+        post(f"{prefix}/chat/completions", chat_completions)
+        post(f"{prefix}/responses", responses)
     post("/v1/chat/completions/input_tokens", count_input)
-    post("/v1/responses", responses)
     post("/v1/responses/input_tokens", count_response_input)
     post("/v1/messages", messages)
     post("/v1/messages/count_tokens", count_tokens)
@@ -72,6 +75,7 @@ def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIA
         return {"id": name, "object": "model", "created": started, "owned_by": "corral"}
 
     @app.get("/v1/models")
+    @app.get("/models")
     async def models(request: Request) -> Response:
         return json_response({"object": "list", "data": [model_object(service.served_name(request))]})
 

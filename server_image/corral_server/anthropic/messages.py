@@ -33,31 +33,37 @@ def error_shape(status: int, message: str) -> dict[str, Any]:
 async def messages(service: Service, request: Request) -> Response:
     body = fields.parse_body(await service.body(request))
     streaming = fields.flag(body, "stream")
-    conversation = await prepare(service, request, to_chat(body))
+    chat = to_chat(body)
+    conversation = await prepare(service, request, chat.body, chat.named)
     generation = conversation.start(service)
-    base = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": service.served_name(request, body)}
+    name = service.served_name(request, body)
+    base = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": name, "stop_details": None, "container": None}
     usage = Usage()
     if not streaming:
         (finished,) = await unless_gone(request, generation.collect())
-        usage.add(finished.usage, first=True)
         said = conversation.said(finished)
+        usage.add(finished.usage, first=True, reasoning=said.thought_tokens)
         reason, stopped_by = _stop(finished.reason, finished.stopped_by, calls=bool(said.calls), ours=body.get("stop_sequences"))
-        shape = {**base, "content": _content(said), "stop_reason": reason, "stop_sequence": stopped_by, "usage": _usage(finished.usage)}
+        shape = {**base, "content": _content(said), "stop_reason": reason, "stop_sequence": stopped_by, "usage": _usage(usage)}
         return counted_response(request, shape, usage)
     begun = await begin(request, generation)
     return EventStream(_events(base, conversation, generation, begun, usage, body.get("stop_sequences")), request, usage)
 
 
 async def count_tokens(service: Service, request: Request) -> Response:
-    body = fields.parse_body(await service.body(request))
-    return json_response({"input_tokens": await count_chat_tokens(service, request, to_chat(body, counting=True))})
+    chat = to_chat(fields.parse_body(await service.body(request)), counting=True)
+    return json_response({"input_tokens": await count_chat_tokens(service, request, chat.body, chat.named)})
 
 
-def _usage(counts: dict[str, Any]) -> dict[str, Any]:
-    cached = counts.get("cached", 0)
+def _usage(usage: Usage) -> dict[str, Any]:
+    return {**_last_usage(usage), "cache_creation": None, "inference_geo": None, "service_tier": "standard"}
+
+
+def _last_usage(usage: Usage) -> dict[str, Any]:
+    """What a stream's last counts hold."""
     return {
-        "input_tokens": counts["prompt"] - cached, "output_tokens": counts.get("completion", 0),
-        "cache_creation_input_tokens": 0, "cache_read_input_tokens": cached,
+        "input_tokens": usage.prompt - usage.cached, "output_tokens": usage.completion, "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": usage.cached, "output_tokens_details": {"thinking_tokens": usage.reasoning}, "server_tool_use": None,
     }  # fmt: skip
 
 
@@ -76,7 +82,11 @@ def _content(said: Said) -> list[dict[str, Any]]:
         blocks.append({"type": "thinking", "thinking": said.thought, "signature": ""})
     if said.text or not said.calls:
         blocks.append({"type": "text", "text": said.text, "citations": None})
-    return blocks + [{"type": "tool_use", "id": _tool_id(call), "name": call.name, "input": _input(call.arguments)} for call in said.calls]
+    return blocks + [{**_tool_use(call), "input": _input(call.arguments)} for call in said.calls]
+
+
+def _tool_use(call: Call) -> dict[str, Any]:
+    return {"type": "tool_use", "id": _tool_id(call), "name": call.name, "input": {}, "caller": {"type": "direct"}}
 
 
 def _tool_id(call: Call) -> str:
@@ -110,11 +120,11 @@ class _Blocks:
             out += self.close()
             self.index += 1
             self._open = (kind, part.call)
-            start: dict[str, Any] = {"type": "text", "text": ""}
+            start: dict[str, Any] = {"type": "text", "text": "", "citations": None}
             if kind == "thought":
                 start = {"type": "thinking", "thinking": "", "signature": ""}
             elif kind == "tool":
-                start = {"type": "tool_use", "id": _tool_id(Call(part.text)), "name": part.text, "input": {}}
+                start = _tool_use(Call(part.text))
             out += _event("content_block_start", index=self.index, content_block=start)
         if part.kind == "call":
             return out
@@ -136,7 +146,7 @@ class _Blocks:
 async def _events(
     base: dict[str, Any], conversation: Conversation, generation: Generation, begun: Begun, usage: Usage, stops: Any
 ) -> AsyncIterator[bytes]:
-    reader, blocks = conversation.reader(), _Blocks()
+    reading, blocks = conversation.reading(), _Blocks()
     started = False
 
     def render(event: Message) -> bytes:
@@ -144,22 +154,21 @@ async def _events(
         out = b""
         if not started:
             started = True
-            counts = {"prompt": 0, "completion": 0, **(event.get("start") or event.get("u") or {})}
-            out += _event(
-                "message_start",
-                message={**base, "content": [], "stop_reason": None, "stop_sequence": None, "usage": {**_usage(counts), "output_tokens": 1}},
-            )
-        for part in reader.feed(event.get("d", "")):
+            counts = event.get("start") or event.get("u") or {}
+            begun_usage = Usage(prompt=counts.get("prompt", 0), cached=counts.get("cached", 0), completion=1)
+            out += _event("message_start", message={**base, "content": [], "stop_reason": None, "stop_sequence": None, "usage": _usage(begun_usage)})
+        for part in reading.take(event):
             out += blocks.part(part)
         if "f" in event:
-            usage.add(event["u"], first=True)
-            for part in reader.finish():
+            usage.add(event["u"], first=True, reasoning=reading.thought_tokens)
+            for part in reading.finish():
                 out += blocks.part(part)
             if blocks.index < 0:
                 out += blocks.part(Part("text", ""))
             out += blocks.close()
-            reason, stopped_by = _stop(event["f"], event.get("stop"), calls=bool(reader.calls), ours=stops)
-            out += _event("message_delta", delta={"stop_reason": reason, "stop_sequence": stopped_by}, usage=_usage(event["u"]))
+            reason, stopped_by = _stop(event["f"], event.get("stop"), calls=bool(reading.calls), ours=stops)
+            delta = {"stop_reason": reason, "stop_sequence": stopped_by, "stop_details": None, "container": None}
+            out += _event("message_delta", delta=delta, usage=_last_usage(usage))
             out += _event("message_stop")
         return out
 

@@ -6,12 +6,13 @@ import orjson
 
 from corral_server.openai import fields
 from corral_server.openai.errors import ApiError, invalid
+from corral_server.openai.responses_request import ChatBody
 
 _KEPT = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed", "chat_template_kwargs", "cache_prompt", "lora", "model")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
-def to_chat(body: dict[str, Any], *, counting: bool = False) -> dict[str, Any]:
+def to_chat(body: dict[str, Any], *, counting: bool = False) -> ChatBody:
     limit = fields.whole(body, "max_tokens", 1, 1 << 31)
     if limit is None and not counting:
         raise invalid("max_tokens", "max_tokens is missing; it has to be a whole number of at least 1")
@@ -21,7 +22,9 @@ def to_chat(body: dict[str, Any], *, counting: bool = False) -> dict[str, Any]:
         fields.number(body, "temperature", 0.0, 2.0)
     chat["max_tokens"] = limit
     chat["stop"] = fields.stops(body, "stop_sequences")
-    chat["messages"] = _system(body.get("system")) + _messages(body.get("messages"))
+    found = [(message, "system") for message in _system(body.get("system"))]
+    _messages(found, body.get("messages"))
+    chat["messages"] = [message for message, _ in found]
     tools = body.get("tools")
     if tools is not None:
         if not isinstance(tools, list):
@@ -39,9 +42,24 @@ def to_chat(body: dict[str, Any], *, counting: bool = False) -> dict[str, Any]:
         if choice.get("disable_parallel_tool_use") is not None:
             chat["parallel_tool_calls"] = not fields.flag(choice, "disable_parallel_tool_use")
     thinking = fields.mapping(body, "thinking")
-    if thinking.get("type") == "disabled":
-        chat["chat_template_kwargs"] = {"enable_thinking": False, **fields.mapping(body, "chat_template_kwargs")}
-    return chat
+    if thinking:
+        kind = fields.choice(thinking, "type", ("enabled", "adaptive", "disabled"), "enabled", within="thinking")
+        chat["chat_template_kwargs"] = {"enable_thinking": kind != "disabled", **fields.mapping(body, "chat_template_kwargs")}
+    _output_format(chat, body)
+    fields.mapping(body, "metadata")
+    fields.choice(body, "service_tier", ("auto", "standard_only"), "auto")
+    return ChatBody(chat, [name for _, name in found])
+
+
+def _output_format(chat: dict[str, Any], body: dict[str, Any]) -> None:
+    """`output_config.format`: a schema that the answer has to follow."""
+    config = fields.mapping(body, "output_config")
+    form = fields.mapping(config, "format") or fields.mapping(body, "output_format")
+    if not form:
+        return
+    if form.get("type") != "json_schema" or not isinstance(form.get("schema"), dict):
+        raise invalid("output_config.format", f"output_config.format is {fields.shown(form)}; it has to be of type json_schema with a schema")
+    chat["response_format"] = {"type": "json_schema", "json_schema": {"name": "output", "schema": form["schema"]}}
 
 
 def _tool(raw: Any, where: str) -> dict[str, Any]:
@@ -49,6 +67,9 @@ def _tool(raw: Any, where: str) -> dict[str, Any]:
         raise invalid(where, f"{where} is {fields.shown(raw)}; it has to have a name and an input_schema")
     if raw.get("type") not in (None, "custom"):
         raise ApiError(400, "unsupported_tool", f"{where} is of type {fields.shown(raw['type'])}; only tools of your own are supported", where)
+    if not isinstance(raw.get("input_schema"), dict):
+        at = f"{where}.input_schema"
+        raise invalid(at, f"{at} is {fields.shown(raw.get('input_schema'))}; it has to be a JSON schema")
     function = {"name": raw["name"], "description": raw.get("description"), "parameters": raw.get("input_schema")}
     return {"type": "function", "function": {k: v for k, v in function.items() if v is not None}}
 
@@ -59,22 +80,20 @@ def _system(raw: Any) -> list[dict[str, Any]]:
     return [{"role": "system", "content": _text(raw, "system")}]
 
 
-def _messages(raw: Any) -> list[dict[str, Any]]:
+def _messages(found: list[tuple[dict[str, Any], str]], raw: Any) -> None:
     if not isinstance(raw, list) or not raw:
         raise invalid("messages", f"messages is {fields.shown(raw)}; it has to be a list of at least one message")
-    found: list[dict[str, Any]] = []
     for index, item in enumerate(raw):
         where = f"messages[{index}]"
         if not isinstance(item, dict) or item.get("role") not in ("user", "assistant", "system"):
             raise invalid(f"{where}.role", f"{where} is {fields.shown(item)}; it has to have a role, user or assistant, and content")
         content = item.get("content")
         if isinstance(content, str):
-            found.append({"role": item["role"], "content": content})
+            found.append(({"role": item["role"], "content": content}, where))
         elif isinstance(content, list):
-            found += _blocks(item["role"], content, f"{where}.content")
+            found += [(message, where) for message in _blocks(item["role"], content, f"{where}.content")]
         else:
             raise invalid(f"{where}.content", f"{where}.content is {fields.shown(content)}; it has to be a string or a list of blocks")
-    return found
 
 
 def _blocks(role: str, content: list[Any], where: str) -> list[dict[str, Any]]:
@@ -99,7 +118,9 @@ def _blocks(role: str, content: list[Any], where: str) -> list[dict[str, Any]]:
             thoughts.append(fields.text(block, "thinking") or "")
         elif kind == "redacted_thinking":
             continue
-        elif kind in ("image", "document"):
+        elif kind == "document" and role == "user":
+            texts.append(_document(block, at))
+        elif kind == "image":
             raise ApiError(400, "unsupported_content", f"{at} is of type {kind}; this model takes text only", at)
         else:
             raise invalid(at, f"{at} is {fields.shown(block)}; it has to be a block of type text, tool_use or tool_result")
@@ -109,6 +130,19 @@ def _blocks(role: str, content: list[Any], where: str) -> list[dict[str, Any]]:
     if thoughts:
         message["reasoning_content"] = "\n".join(thoughts)
     return results + ([message] if texts or calls or not results else [])
+
+
+def _document(block: dict[str, Any], where: str) -> str:
+    source = fields.mapping(block, "source")
+    kind, data = source.get("type"), source.get("data")
+    if kind == "text" and isinstance(data, str):
+        text = data
+    elif kind == "content":
+        text = _text(source.get("content") or "", f"{where}.source.content")
+    else:
+        raise ApiError(400, "unsupported_content", f"{where} is a document of type {fields.shown(kind)}; this model takes text only", where)
+    title = fields.text(block, "title")
+    return f"{title}:\n{text}" if title else text
 
 
 def _text(raw: Any, where: str) -> str:

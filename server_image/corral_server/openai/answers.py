@@ -46,11 +46,13 @@ class Usage:
     completion: int = 0
     reasoning: int = 0
 
-    def add(self, usage: dict[str, Any], *, first: bool) -> None:
+    def add(self, usage: dict[str, Any], *, first: bool, reasoning: int = 0) -> None:
         if first:
             self.prompt += usage["prompt"]
             self.cached += usage.get("cached", 0)
-        self.completion += usage.get("completion", 0)
+        completion = usage.get("completion", 0)
+        self.completion += completion
+        self.reasoning += min(reasoning, completion)
 
     def shape(self) -> dict[str, Any]:
         return {

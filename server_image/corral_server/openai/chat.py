@@ -1,6 +1,6 @@
 """`/v1/chat/completions`, and the count of its input."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import orjson
@@ -23,9 +23,10 @@ from corral_server.openai.answers import (
     timings,
     unless_gone,
 )
-from corral_server.openai.conversation import Call, Conversation, Said, call_id, prepare, render_prompt
+from corral_server.openai.conversation import Call, Conversation, Said, call_id, prepare
 from corral_server.openai.generation import Begun, Generation, begin
 from corral_server.openai.logprobs import chat_logprobs
+from corral_server.openai.prompting import render_prompt
 from corral_server.openai.service import Service
 
 FINGERPRINT = "corral"
@@ -52,10 +53,10 @@ async def count_input(service: Service, request: Request) -> Response:
     return json_response({"object": "response.input_tokens", "input_tokens": await count_tokens(service, request, body)})
 
 
-async def count_tokens(service: Service, request: Request, body: dict[str, Any]) -> int:
+async def count_tokens(service: Service, request: Request, body: dict[str, Any], named: Sequence[str] | None = None) -> int:
     """How many tokens the prompt of a chat body has."""
     service.engine()
-    prompt = await unless_gone(request, render_prompt(service, body))
+    prompt = await unless_gone(request, render_prompt(service, body, named))
     found = await service.ask(request, "tokenize", {"content": prompt.text, "add_special": True, "parse_special": True})
     return len(found["tokens"])
 
@@ -67,7 +68,7 @@ def call_shape(call: Call) -> dict[str, Any]:
 def _whole(head: Head, answers: list[Said], top: int | None, usage: Usage) -> dict[str, Any]:
     choices = []
     for index, said in enumerate(answers):
-        usage.add(said.finished.usage, first=index == 0)
+        usage.add(said.finished.usage, first=index == 0, reasoning=said.thought_tokens)
         message: dict[str, Any] = {
             "role": "assistant",
             "content": said.text if said.text or not said.calls else None,
@@ -88,7 +89,7 @@ def _whole(head: Head, answers: list[Said], top: int | None, usage: Usage) -> di
         )
     return {
         "id": head.id, "object": "chat.completion", "created": head.created, "model": head.model, "system_fingerprint": FINGERPRINT,
-        "choices": choices, "usage": usage.shape(), "timings": timings(answers[0].finished.usage),
+        "choices": choices, "usage": usage.shape(), "service_tier": "default", "timings": timings(answers[0].finished.usage),
     }  # fmt: skip
 
 
@@ -102,7 +103,7 @@ async def _chunks(
     suffix = b'},"logprobs":null,"finish_reason":null}]' + (b',"usage":null' if usage_chunk else b"") + b"}\n\n"
     last: dict[str, Any] = {}
     top = conversation.top
-    readers = [conversation.reader() for _ in generation.streams]
+    readers = [conversation.reading() for _ in generation.streams]
 
     def chunk(index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None, **more: Any) -> bytes:
         return sse({**base, "choices": [{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}], **tail, **more})
@@ -118,14 +119,14 @@ async def _chunks(
             text, reader = event.get("d", ""), readers[index]
             if top is not None and "lp" in event:
                 logprobs = chat_logprobs([event["lp"]], top)
-                parts = reader.feed(text) or [Part("text", "")]
+                parts = reader.take(event) or [Part("text", "")]
                 out += chunk(index, _delta(parts[0]), logprobs=logprobs) + said(index, parts[1:])
             elif text and reader.plain:
                 out += prefix + b"%d" % index + b',"delta":{"content":' + orjson.dumps(text) + suffix
             elif text:
-                out += said(index, reader.feed(text))
+                out += said(index, reader.take(event))
             if "f" in event:
-                usage.add(event["u"], first=index == 0)
+                usage.add(event["u"], first=index == 0, reasoning=reader.thought_tokens)
                 last.update(event["u"])
                 out += said(index, reader.finish())
                 reason = "tool_calls" if reader.calls and event["f"] == "stop" else event["f"]

@@ -1,7 +1,7 @@
 """`/v1/completions`."""
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,7 +15,7 @@ from corral_server.openai.errors import ApiError, invalid
 from corral_server.openai.generation import Begun, Finished, Generation, begin
 from corral_server.openai.infilling import infill_prompt
 from corral_server.openai.logprobs import completion_logprobs
-from corral_server.openai.sampling import sampling_of
+from corral_server.openai.sampling import OPENAI_HOTTEST, sampling_of
 from corral_server.openai.service import Service
 
 _MAX_PROMPTS = 2048
@@ -47,15 +47,17 @@ async def completions(service: Service, request: Request) -> Response:
     best_of = fields.whole(body, "best_of", 1, 128, count) or count
     top = fields.whole(body, "logprobs", 0, 20)
     limit = fields.whole(body, "max_tokens", -1, 1 << 31, 16)
+    fields.text(body, "user")
     echo, suffix = fields.flag(body, "echo"), fields.text(body, "suffix")
     streaming, usage_chunk = fields.flag(body, "stream"), fields.stream_usage(body)
-    sampling = sampling_of(body, service.defaults)
+    sampling = sampling_of(body, service.defaults, hottest=OPENAI_HOTTEST, vocabulary=service.vocabulary)
     if best_of < count:
         raise invalid("best_of", f"best_of is {best_of}; it has to be at least n, which is {count}")
     if best_of > count and streaming:
         raise invalid("best_of", "best_of cannot be streamed: which answers are best is known at the end")
-    if echo and top is not None:
-        raise ApiError(400, "unsupported_parameter", "echo with logprobs is not supported: the prompt's own tokens are not scored", "echo")
+    scores = echo and top is not None
+    if scores and suffix:
+        raise ApiError(400, "unsupported_parameter", "echo with logprobs is not supported together with suffix", "suffix")
     if top is not None or best_of > count:
         sampling["n_probs"] = max(top or 0, 1)
     stop = fields.stops(body)
@@ -63,6 +65,8 @@ async def completions(service: Service, request: Request) -> Response:
     engine = service.generator(len(prompts) * best_of)
     constraint = await unless_gone(request, service.constraint(body))
     spoken = [await _as_text(service, request, p) if echo else "" for p in prompts]
+    # The token that the tokeniser puts before a text is no part of what was said.
+    skipped = [int(isinstance(p, str) and bool(service.model.get("addBos"))) for p in prompts]
     if suffix:
         if not all(isinstance(p, str) for p in prompts):
             raise invalid("suffix", "suffix needs prompts that are strings")
@@ -72,6 +76,7 @@ async def completions(service: Service, request: Request) -> Response:
             **constraint,
             "prompt": p, "prompt_param": "prompt", "max_tokens": limit, "stop": stop, "cache_prompt": fields.flag(body, "cache_prompt", default=True),
             "sampling": {**sampling, "seed": sampling["seed"] + i} if "seed" in sampling and i else sampling,
+            **({"prompt_probs": top} if scores and not i else {}),
         }
         for p in prompts
         for i in range(best_of)
@@ -81,17 +86,19 @@ async def completions(service: Service, request: Request) -> Response:
     usage = Usage()
     if streaming:
         begun = await begin(request, generation)
-        blocks = _chunks(head, generation, begun, usage, usage_chunk=usage_chunk, top=top, per_prompt=count, spoken=spoken)
+        told = [_Told(text, skip) for text, skip in zip(spoken, skipped, strict=True)]
+        blocks = _chunks(head, generation, begun, usage, usage_chunk=usage_chunk, top=top, per_prompt=count, told=told, scores=scores)
         return EventStream(blocks, request, usage)
     finished = await unless_gone(request, generation.collect())
     choices: list[dict[str, Any]] = []
-    for number, before in enumerate(spoken):
+    for number, (before, skip) in enumerate(zip(spoken, skipped, strict=True)):
         of_prompt = finished[number * best_of : (number + 1) * best_of]
         for index, answer in enumerate(of_prompt):
             usage.add(answer.usage, first=index == 0)
+        asked = of_prompt[0].prompt_logprobs[skip:]
         best = sorted(of_prompt, key=_mean_logprob, reverse=True) if best_of > count else of_prompt
         for answer in best[:count]:
-            logprobs = completion_logprobs(answer.logprobs, top) if top is not None else None
+            logprobs = completion_logprobs([*asked, *answer.logprobs], top, 0 if asked else len(before)) if top is not None else None
             choices.append({"index": len(choices), "text": before + answer.text, "logprobs": logprobs, "finish_reason": answer.reason})
     shape = {
         "id": head.id, "object": "text_completion", "created": head.created, "model": head.model, "system_fingerprint": FINGERPRINT,
@@ -111,33 +118,49 @@ def _mean_logprob(answer: Finished) -> float:
     return sum(values) / len(values) if values else float("-inf")
 
 
+class _Told(NamedTuple):
+    """What a choice begins with when the prompt is repeated: the text, and how many of its tokens are no part of it."""
+
+    text: str
+    skip: int
+
+
 async def _chunks(
-    head: Head, generation: Generation, begun: Begun, usage: Usage, *, usage_chunk: bool, top: int | None, per_prompt: int, spoken: list[str]
-) -> AsyncIterator[bytes]:
+    head: Head, generation: Generation, begun: Begun, usage: Usage, *, usage_chunk: bool, top: int | None, per_prompt: int, told: list[_Told],
+    scores: bool,
+) -> AsyncIterator[bytes]:  # fmt: skip
     base = {"id": head.id, "object": "text_completion", "created": head.created, "model": head.model, "system_fingerprint": FINGERPRINT}
     tail = {"usage": None} if usage_chunk else {}
-    offsets: dict[int, int] = {}
+    offsets = {i: len(told[i // per_prompt].text) for i in range(len(generation.streams))}
 
     def chunk(index: int, text: str, reason: str | None = None, logprobs: Any = None) -> bytes:
         return sse({**base, "choices": [{"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}], **tail})
+
+    def opened(prompt: int, entries: list[Any]) -> bytes:
+        """The prompt, for each of its choices."""
+        before = told[prompt]
+        logprobs = completion_logprobs(entries[before.skip :], top or 0) if scores else None
+        return b"".join(chunk(i, before.text, logprobs=logprobs) for i in range(prompt * per_prompt, (prompt + 1) * per_prompt) if before.text)
 
     def render(batch: list[tuple[int, Message]]) -> bytes:
         out = b""
         for index, event in batch:
             text, reason = event.get("d", ""), event.get("f")
-            if "start" in event or not (text or reason or "lp" in event):
+            if "pl" in event:
+                out += opened(index // per_prompt, event["pl"])
+            if not (text or reason or "lp" in event):
                 continue
             logprobs = None
             if top is not None and "lp" in event:
-                logprobs = completion_logprobs([event["lp"]], top, offsets.get(index, 0))
-                offsets[index] = offsets.get(index, 0) + len(logprobs["tokens"][0])
+                logprobs = completion_logprobs([event["lp"]], top, offsets[index])
+                offsets[index] += len(logprobs["tokens"][0])
             if reason:
                 usage.add(event["u"], first=index % per_prompt == 0)
             out += chunk(index, text, reason, logprobs)
         return out
 
     try:
-        opening = b"".join(chunk(i, spoken[i // per_prompt]) for i in range(len(generation.streams)) if spoken[i // per_prompt])
+        opening = b"" if scores else b"".join(opened(prompt, []) for prompt in range(len(told)))
         async for batch in begun.batches():
             if block := opening + render(batch):
                 yield block

@@ -4,26 +4,25 @@ The endpoints bring their bodies into the form of chat completions first; nothin
 """
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
 from starlette.requests import Request
 
-from corral_server.dialects.formats import GENERIC, Dialect, Shape, Thinking, dialect_of, thinking_of
+from corral_server.channel import Message
+from corral_server.dialects.formats import Dialect, Shape, Thinking, thinking_of
 from corral_server.dialects.grammars import calls_grammar
 from corral_server.dialects.reader import Part, Reader
 from corral_server.openai import fields
 from corral_server.openai.answers import unless_gone
 from corral_server.openai.errors import invalid
 from corral_server.openai.generation import Finished, Generation
-from corral_server.openai.messages import parse_messages
-from corral_server.openai.sampling import sampling_of
+from corral_server.openai.known_fields import check_chat
+from corral_server.openai.prompting import Prompt, render_prompt
+from corral_server.openai.sampling import OPENAI_HOTTEST, sampling_of
 from corral_server.openai.service import Service
-from corral_server.openai.tools import Toolbox, parse_tools
-from corral_server.template_needs import joined
-
-_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+from corral_server.openai.tools import Toolbox
 
 
 def call_id() -> str:
@@ -45,10 +44,42 @@ class Said:
     thought: str
     calls: list[Call]
     finished: Finished
+    thought_tokens: int = 0
 
     @property
     def reason(self) -> str:
         return "tool_calls" if self.calls and self.finished.reason == "stop" else self.finished.reason
+
+
+class Reading:
+    """One answer as it is read; counts the tokens of its thoughts, marks and all."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self.thought_tokens = 0
+
+    @property
+    def plain(self) -> bool:
+        return self._reader.plain
+
+    @property
+    def calls(self) -> int:
+        return self._reader.calls
+
+    def feed(self, text: str, tokens: int = 1) -> list[Part]:
+        thinking = self._reader.in_thought
+        parts = self._reader.feed(text)
+        if thinking or self._reader.in_thought:
+            self.thought_tokens += tokens
+        return parts
+
+    def take(self, event: Message) -> list[Part]:
+        """What an engine's event adds."""
+        text = event.get("d", "")
+        return self.feed(text, event.get("n", 1)) if text else []
+
+    def finish(self) -> list[Part]:
+        return self._reader.finish()
 
 
 @dataclass
@@ -63,19 +94,20 @@ class Conversation:
     harmony: bool
     top: int | None
 
-    def reader(self) -> Reader:
-        return Reader(self.dialect, self.toolbox.allowed, thinking=self.thinking, open_thought=self.open_thought, harmony=self.harmony)
+    def reading(self) -> Reading:
+        reader = Reader(self.dialect, self.toolbox.allowed, thinking=self.thinking, open_thought=self.open_thought, harmony=self.harmony)
+        return Reading(reader)
 
     def said(self, finished: Finished) -> Said:
-        reader = self.reader()
-        parts = reader.feed(finished.text) + reader.finish()
+        reading = self.reading()
+        parts = [part for text, tokens in finished.pieces for part in reading.feed(text, tokens)] + reading.finish()
         calls: list[Call] = []
         for part in parts:
             if part.kind == "call":
                 calls.append(Call(part.text))
             elif part.kind == "arguments":
                 calls[part.call].arguments += part.text
-        return Said(_of_kind(parts, "text"), _of_kind(parts, "thought"), calls, finished)
+        return Said(_of_kind(parts, "text"), _of_kind(parts, "thought"), calls, finished, reading.thought_tokens)
 
     def start(self, service: Service) -> Generation:
         return Generation(service.generator(len(self.jobs)), self.jobs)
@@ -85,91 +117,23 @@ def _of_kind(parts: list[Part], kind: str) -> str:
     return "".join(p.text for p in parts if p.kind == kind)
 
 
-@dataclass(frozen=True)
-class Prompt:
-    text: str
-    toolbox: Toolbox
-    dialect: Dialect
-    template: str
-    thinks: bool
-
-
-async def render_prompt(service: Service, body: dict[str, Any]) -> Prompt:
-    """The prompt of a chat body, tools and all."""
-    messages = parse_messages(body)
-    toolbox = parse_tools(body)
-    extra = dict(fields.mapping(body, "chat_template_kwargs"))
-    effort = fields.text(body, "reasoning_effort")
-    if effort is not None:
-        if effort not in _EFFORTS:
-            raise invalid("reasoning_effort", f"reasoning_effort is {fields.shown(effort)}; it has to be one of {', '.join(_EFFORTS)}")
-        extra.setdefault("reasoning_effort", effort)
-        if effort in ("none", "minimal"):
-            extra.setdefault("enable_thinking", False)
-    template = service.template(with_tools=toolbox.callable)
-    dialect = dialect_of(template)
-    tools: list[Any] | None = [t for t in toolbox.tools if t["function"]["name"] in toolbox.allowed] if toolbox.callable else None
-    if dialect is GENERIC:
-        if "tool_calls" not in template:
-            messages = _in_words(messages)
-        if tools:
-            messages = _told(messages, tools, toolbox)
-            tools = tools if "tools" in template else None
-    text = await service.render(messages, tools, extra, with_tools=toolbox.callable)
-    return Prompt(text, toolbox, dialect, template, thinks=_reasoning(service, body))
-
-
-def _told(messages: list[dict[str, Any]], tools: list[Any], toolbox: Toolbox) -> list[dict[str, Any]]:
-    """The messages for a model that knows no tools: a system message describes them."""
-    form = '{"tool_call": {"name": "<function>", "arguments": {…}}}'
-    wanted = f"Respond with a JSON object: {form} to call a function" + (
-        "." if toolbox.choice == "required" else ', or {"response": "<your answer>"} to answer.'
-    )
-    described = "\n".join(orjson.dumps(t["function"]).decode() for t in tools)
-    text = f"You can call these functions:\n{described}\n{wanted}"
-    if messages[0]["role"] == "system":
-        return [{**messages[0], "content": f"{joined(messages[0]['content'])}\n\n{text}"}, *messages[1:]]
-    return [{"role": "system", "content": text}, *messages]
-
-
-def _in_words(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Calls and results as what was said, for templates that know neither."""
-    plain: list[dict[str, Any]] = []
-    for message in messages:
-        if message.get("tool_calls"):
-            calls = "\n".join(orjson.dumps({"tool_call": c["function"]}).decode() for c in message["tool_calls"])
-            plain.append({"role": "assistant", "content": f"{joined(message['content'])}\n{calls}" if message["content"] else calls})
-        elif message["role"] in ("tool", "function"):
-            plain.append({"role": "user", "content": "Result of the function: " + joined(message["content"])})
-        else:
-            plain.append(message)
-    return plain
-
-
-def _reasoning(service: Service, body: dict[str, Any]) -> bool:
-    """Whether thoughts are told apart: as the model is served, unless the request says otherwise."""
-    asked = fields.choice(body, "reasoning_format", ("auto", "none", "deepseek", "deepseek-legacy"), "auto")
-    return service.tells_thoughts and asked != "none"
-
-
-async def prepare(service: Service, request: Request, body: dict[str, Any]) -> Conversation:
-    """Everything that can be wrong with a chat request is found here, before the engine hears of it."""
+async def prepare(service: Service, request: Request, body: dict[str, Any], named: Sequence[str] | None = None) -> Conversation:
+    """Everything that can be wrong with a chat request is found here, before the engine hears of it. `named`: what the client calls the messages."""
+    check_chat(body)
     count = fields.whole(body, "n", 1, 128, 1) or 1
     top = fields.whole(body, "top_logprobs", 0, 20, 0) or 0
     wants_logprobs = fields.flag(body, "logprobs")
     if top and not wants_logprobs:
         raise invalid("top_logprobs", "top_logprobs is only allowed when logprobs is true")
-    limit = fields.whole(body, "max_completion_tokens", -1, 1 << 31)
-    if limit is None:
-        limit = fields.whole(body, "max_tokens", -1, 1 << 31)
-    sampling = sampling_of(body, service.defaults)
+    limit = _limit(body)
+    sampling = sampling_of(body, service.defaults, hottest=OPENAI_HOTTEST, vocabulary=service.vocabulary)
     if wants_logprobs:
         sampling["n_probs"] = max(top, 1)
     stop = fields.stops(body) + service.template_stops
     cache = fields.flag(body, "cache_prompt", default=True)
     service.refuse_adapters(request, body)
     service.generator(count)
-    prompt = await unless_gone(request, render_prompt(service, body))
+    prompt = await unless_gone(request, render_prompt(service, body, named))
     harmony = prompt.dialect.shape is Shape.HARMONY
     marks = thinking_of(prompt.template)
     tail = prompt.text.rstrip()
@@ -183,6 +147,17 @@ async def prepare(service: Service, request: Request, body: dict[str, Any]) -> C
     jobs = [job] + [{**job, "sampling": _reseeded(sampling, i)} for i in range(1, count)]
     dialect = prompt.dialect if prompt.toolbox.callable else None
     return Conversation(jobs, prompt.toolbox, dialect, thinking, open_thought and thinking is not None, harmony, top if wants_logprobs else None)
+
+
+def _limit(body: dict[str, Any]) -> int | None:
+    """How many tokens an answer may have; -1 is llama.cpp's "as many as fit"."""
+    found = None
+    for name in ("max_tokens", "max_completion_tokens"):
+        limit = fields.whole(body, name, -1, 1 << 31)
+        if limit == 0:
+            raise invalid(name, f"{name} is 0; it has to be a whole number of at least 1")
+        found = found if limit is None else limit
+    return found
 
 
 def _preserved(prompt: Prompt, marks: Thinking, thinking: Thinking | None) -> list[str]:

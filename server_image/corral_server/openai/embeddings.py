@@ -17,16 +17,16 @@ _MAX_INPUTS = 2048
 
 
 def parse_input(raw: Any) -> list[Any]:
-    if isinstance(raw, str):
+    if isinstance(raw, str) and raw:
         return [raw]
     if isinstance(raw, list) and raw and len(raw) <= _MAX_INPUTS:
-        if all(isinstance(i, str) for i in raw):
+        if all(isinstance(i, str) and i for i in raw):
             return raw
         if all(_tokens([i]) for i in raw):
             return [raw]
         if all(isinstance(i, list) and i and _tokens(i) for i in raw):
             return raw
-    raise invalid("input", f"input is {fields.shown(raw)}; it has to be a string, at most {_MAX_INPUTS} strings, or token numbers")
+    raise invalid("input", f"input is {fields.shown(raw)}; it has to be a string, 1 to {_MAX_INPUTS} strings, or token numbers, none empty")
 
 
 def _tokens(items: list[Any]) -> bool:
@@ -38,6 +38,7 @@ async def embeddings(service: Service, request: Request) -> Response:
     inputs = parse_input(body.get("input"))
     form = fields.choice(body, "encoding_format", ("float", "base64"), "float")
     size = fields.whole(body, "dimensions", 1, 1 << 20)
+    fields.text(body, "user")
     engine = service.engine()
     if not service.pooling:
         raise ApiError(

@@ -71,10 +71,23 @@ def text(body: Body, name: str, default: str | None = None) -> str | None:
     return value
 
 
-def choice(body: Body, name: str, allowed: Sequence[str], default: str) -> str:
-    value = text(body, name, default) or default
-    if value not in allowed:
-        raise invalid(name, f"{name} is {shown(value)}; it has to be one of {', '.join(allowed)}")
+def choice(body: Body, name: str, allowed: Sequence[str], default: str, *, within: str = "") -> str:
+    """One of a few words; `within` is the field that `body` is the value of."""
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, str) or value not in allowed:
+        full = f"{within}.{name}" if within else name
+        raise invalid(full, f"{full} is {shown(value)}; it has to be one of {', '.join(allowed)}")
+    return value
+
+
+def texts(body: Body, name: str) -> list[str]:
+    value = body.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise invalid(name, f"{name} is {shown(value)}; it has to be a list of strings")
     return value
 
 

@@ -1,21 +1,25 @@
 """Chat messages: checked, and brought into the form that templates expect."""
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
 from corral_server.openai import fields
+from corral_server.openai.attachments import attached_text
 from corral_server.openai.errors import ApiError, invalid
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_TEXTS = ("text", "input_text", "output_text")
 
 
-def parse_messages(body: dict[str, Any]) -> list[dict[str, Any]]:
+def parse_messages(body: dict[str, Any], named: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The messages of a chat body; `named` says how the client's own body calls each, for errors."""
     raw = body.get("messages")
     if not isinstance(raw, list) or not raw:
         raise invalid("messages", f"messages is {fields.shown(raw)}; it has to be a list of at least one message")
-    return [_message(item, f"messages[{index}]") for index, item in enumerate(raw)]
+    return [_message(item, named[index] if named else f"messages[{index}]") for index, item in enumerate(raw)]
 
 
 def _message(raw: Any, where: str) -> dict[str, Any]:
@@ -25,41 +29,56 @@ def _message(raw: Any, where: str) -> dict[str, Any]:
     if role not in ROLES:
         raise invalid(f"{where}.role", f"{where}.role is {fields.shown(role)}; it has to be one of {', '.join(ROLES)}")
     message: dict[str, Any] = {"role": "system" if role == "developer" else role, "content": _content(raw.get("content"), f"{where}.content")}
-    if raw.get("tool_calls") is not None:
-        message["tool_calls"] = _tool_calls(raw["tool_calls"], f"{where}.tool_calls")
+    calls = raw.get("tool_calls")
+    if calls is None and role == "assistant" and raw.get("function_call") is not None:
+        calls = [{"function": raw["function_call"]}]
+    if calls is not None:
+        if role != "assistant":
+            raise invalid(f"{where}.tool_calls", f"{where}.tool_calls is given for a message of role {role}; only the assistant calls tools")
+        message["tool_calls"] = _tool_calls(calls, f"{where}.tool_calls")
     elif message["content"] is None:
         if role != "assistant":
             raise invalid(f"{where}.content", f"{where}.content is missing; it has to be a string or a list of parts")
-        message["content"] = ""
+        message["content"] = _text_of(raw, "refusal", where) or ""
     for key in ("name", "tool_call_id", "reasoning_content"):
-        if isinstance(raw.get(key), str):
-            message[key] = raw[key]
+        if (value := _text_of(raw, key, where)) is not None:
+            message[key] = value
     return message
+
+
+def _text_of(raw: dict[str, Any], key: str, where: str) -> str | None:
+    value = raw.get(key)
+    if value is not None and not isinstance(value, str):
+        raise invalid(f"{where}.{key}", f"{where}.{key} is {fields.shown(value)}; it has to be a string")
+    return value
 
 
 def _content(raw: Any, where: str) -> str | list[dict[str, str]] | None:
     if raw is None or isinstance(raw, str):
         return raw
-    if not isinstance(raw, list):
-        raise invalid(where, f"{where} is {fields.shown(raw)}; it has to be a string or a list of parts")
-    texts = []
-    for index, part in enumerate(raw):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
-            texts.append(part["text"])
-        elif kind == "refusal" and isinstance(part.get("refusal"), str):
-            texts.append(part["refusal"])
-        elif kind in ("image_url", "input_audio", "input_image", "file"):
-            raise ApiError(400, "unsupported_content", f"{where}[{index}] is of type {kind}; this model takes text only", where)
-        else:
-            raise invalid(f"{where}[{index}]", f"{where}[{index}] is {fields.shown(part)}; it has to be a part such as {{type: text, text: ...}}")
+    if not isinstance(raw, list) or not raw:
+        raise invalid(where, f"{where} is {fields.shown(raw)}; it has to be a string or a list of at least one part")
+    texts = [_part(part, f"{where}[{index}]") for index, part in enumerate(raw)]
     # Several stay apart: some templates were trained on parts. The renderer joins them for the others.
     return [{"type": "text", "text": text} for text in texts] if len(texts) > 1 else "".join(texts)
 
 
+def _part(part: Any, where: str) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in _TEXTS and isinstance(part.get("text"), str):
+        return str(part["text"])
+    if kind == "refusal" and isinstance(part.get("refusal"), str):
+        return str(part["refusal"])
+    if kind in ("file", "input_file"):
+        return attached_text(part.get("file") if kind == "file" else part, where)
+    if kind in ("image_url", "input_audio", "input_image", "input_video", "video_url", "audio_url"):
+        raise ApiError(400, "unsupported_content", f"{where} is of type {kind}; this model takes text only", where)
+    raise invalid(where, f"{where} is {fields.shown(part)}; it has to be a part such as {{type: text, text: ...}}")
+
+
 def _tool_calls(raw: Any, where: str) -> list[dict[str, Any]]:
-    if not isinstance(raw, list):
-        raise invalid(where, f"{where} is {fields.shown(raw)}; it has to be a list")
+    if not isinstance(raw, list) or not raw:
+        raise invalid(where, f"{where} is {fields.shown(raw)}; it has to be a list of at least one call")
     calls = []
     for index, item in enumerate(raw):
         function = item.get("function") if isinstance(item, dict) else None
@@ -70,5 +89,6 @@ def _tool_calls(raw: Any, where: str) -> list[dict[str, Any]]:
             # Templates write arguments with tojson: a string would come out quoted twice.
             with contextlib.suppress(orjson.JSONDecodeError):
                 arguments = orjson.loads(arguments) if arguments.strip() else {}
-        calls.append({"id": item.get("id", ""), "type": "function", "function": {"name": function["name"], "arguments": arguments}})
+        call_id = _text_of(item, "id", f"{where}[{index}]") or ""
+        calls.append({"id": call_id, "type": "function", "function": {"name": function["name"], "arguments": arguments}})
     return calls

@@ -10,9 +10,9 @@ from corral_server import __version__
 from corral_server.lifecycle import State
 from corral_server.openai import fields
 from corral_server.openai.answers import json_response, unless_gone
-from corral_server.openai.conversation import render_prompt
 from corral_server.openai.embeddings import parse_input
 from corral_server.openai.errors import ApiError, invalid
+from corral_server.openai.prompting import render_prompt
 from corral_server.openai.sampling import sampling_of
 from corral_server.openai.service import Service
 

@@ -17,6 +17,7 @@ from corral_server.openai.chat import count_tokens
 from corral_server.openai.conversation import Conversation, call_id, prepare
 from corral_server.openai.generation import Begun, Generation, begin
 from corral_server.openai.logprobs import chat_logprobs
+from corral_server.openai.response_object import begun, ended, failed
 from corral_server.openai.responses_request import to_chat
 from corral_server.openai.service import Service
 
@@ -24,59 +25,28 @@ from corral_server.openai.service import Service
 async def responses(service: Service, request: Request) -> Response:
     body = fields.parse_body(await service.body(request))
     streaming = fields.flag(body, "stream")
-    conversation = await prepare(service, request, to_chat(body))
+    chat = to_chat(body)
+    conversation = await prepare(service, request, chat.body, chat.named)
     head = Head.make("resp", service.served_name(request, body))
-    base = _base(head, body, conversation)
+    base = begun(head, body, conversation.jobs[0]["sampling"], parallel=conversation.toolbox.parallel is not False)
     generation = conversation.start(service)
     usage = Usage()
     if not streaming:
         (finished,) = await unless_gone(request, generation.collect())
-        usage.add(finished.usage, first=True)
-        output = _Output(conversation.top)
-        reader = conversation.reader()
-        for part in reader.feed(finished.text) + reader.finish():
+        output, reading = _Output(conversation.top), conversation.reading()
+        parts = [part for text, tokens in finished.pieces for part in reading.feed(text, tokens)] + reading.finish()
+        for part in parts:
             output.part(part)
+        usage.add(finished.usage, first=True, reasoning=reading.thought_tokens)
         output.logprobs += finished.logprobs
         output.end(cut=finished.reason == "length")
-        return counted_response(request, {**base, **_ending(finished.reason), "output": output.items, "usage": _usage(usage)}, usage)
+        return counted_response(request, ended(base, finished.reason, output.items, usage), usage)
     return EventStream(_events(base, conversation, generation, await begin(request, generation), usage), request, usage)
 
 
 async def count_input(service: Service, request: Request) -> Response:
-    body = fields.parse_body(await service.body(request))
-    return json_response({"object": "response.input_tokens", "input_tokens": await count_tokens(service, request, to_chat(body))})
-
-
-def _base(head: Head, body: dict[str, Any], conversation: Conversation) -> dict[str, Any]:
-    text = fields.mapping(body, "text")
-    sampling = conversation.jobs[0]["sampling"]
-    return {
-        "id": head.id, "object": "response", "created_at": head.created, "status": "in_progress", "background": False, "error": None,
-        "incomplete_details": None, "instructions": body.get("instructions"), "max_output_tokens": body.get("max_output_tokens"),
-        "max_tool_calls": None, "model": head.model, "output": [], "parallel_tool_calls": conversation.toolbox.parallel is not False,
-        "previous_response_id": None, "prompt_cache_key": body.get("prompt_cache_key"), "reasoning": {
-            "effort": fields.mapping(body, "reasoning").get("effort"), "summary": None,
-        }, "safety_identifier": body.get("safety_identifier"), "service_tier": "default", "store": False,
-        "temperature": sampling.get("temperature", 0.8),
-        "text": {"format": {"type": "text"}, **text}, "tool_choice": body.get("tool_choice") or "auto",
-        "tools": [{"parameters": None, "strict": False, **t} for t in body.get("tools") or []], "top_logprobs": body.get("top_logprobs") or 0,
-        "top_p": sampling.get("top_p", 0.95), "truncation": "disabled", "usage": None, "user": body.get("user"),
-        "metadata": fields.mapping(body, "metadata"),
-    }  # fmt: skip
-
-
-def _usage(usage: Usage) -> dict[str, Any]:
-    return {
-        "input_tokens": usage.prompt, "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
-        "output_tokens": usage.completion, "output_tokens_details": {"reasoning_tokens": usage.reasoning},
-        "total_tokens": usage.prompt + usage.completion,
-    }  # fmt: skip
-
-
-def _ending(reason: str) -> dict[str, Any]:
-    if reason == "length":
-        return {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
-    return {"status": "completed"}
+    chat = to_chat(fields.parse_body(await service.body(request)))
+    return json_response({"object": "response.input_tokens", "input_tokens": await count_tokens(service, request, chat.body, chat.named)})
 
 
 class _Output:
@@ -126,7 +96,7 @@ class _Output:
             item = {"id": f"fc_{number}", "type": "function_call", "call_id": call_id(), "name": part.text, "arguments": "", "status": "in_progress"}
         elif kind == "thought":
             content = {"type": "reasoning_text", "text": ""}
-            item = {"id": f"rs_{number}", "type": "reasoning", "summary": [], "content": [], "encrypted_content": None, "status": "in_progress"}
+            item = {"id": f"rs_{number}", "type": "reasoning", "summary": [], "content": [], "status": "in_progress"}
         self.items.append(item)
         self._tell("response.output_item.added", output_index=len(self.items) - 1, item=orjson.Fragment(orjson.dumps(item)))
         if kind != "arguments":
@@ -166,22 +136,22 @@ async def _events(base: dict[str, Any], conversation: Conversation, generation: 
         out.clear()
         return block
 
-    output, reader = _Output(conversation.top, tell), conversation.reader()
+    output, reading = _Output(conversation.top, tell), conversation.reading()
 
     def render(event: Message) -> None:
-        parts = reader.feed(event.get("d", ""))
+        parts = reading.take(event)
         entries = [event["lp"]] if "lp" in event else []
         if entries and not parts:
             parts = [Part("text", "")]
         for index, part in enumerate(parts):
             output.part(part, entries if index == 0 else None)
         if "f" in event:
-            usage.add(event["u"], first=True)
-            for part in reader.finish():
+            usage.add(event["u"], first=True, reasoning=reading.thought_tokens)
+            for part in reading.finish():
                 output.part(part)
             output.end(cut=event["f"] == "length")
-            ending = _ending(event["f"])
-            tell(f"response.{ending['status']}", response={**base, **ending, "output": output.items, "usage": _usage(usage)})
+            whole = ended(base, event["f"], output.items, usage)
+            tell(f"response.{whole['status']}", response=whole)
 
     tell("response.created", response=base)
     tell("response.in_progress", response=base)
@@ -192,8 +162,7 @@ async def _events(base: dict[str, Any], conversation: Conversation, generation: 
             if block := taken():
                 yield block
     except EngineError as error:
-        failed = {"code": "server_error", "message": str(error)}
-        tell("response.failed", response={**base, "status": "failed", "error": failed, "output": output.items})
+        tell("response.failed", response=failed(base, str(error), output.items))
         yield taken()
     finally:
         generation.close()

@@ -1,38 +1,49 @@
 """From a body of `/v1/responses` to one of chat completions. Pure; errors name the fields of the responses API."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from corral_server.openai import fields
 from corral_server.openai.errors import ApiError, invalid
+from corral_server.openai.known_fields import check_shared, check_text
 
 _KEPT = (
     "model", "temperature", "top_p", "top_k", "min_p", "seed", "parallel_tool_calls", "chat_template_kwargs", "cache_prompt", "lora",
     "frequency_penalty", "presence_penalty", "repeat_penalty", "stop", "reasoning_format", "stream",
 )  # fmt: skip
 _STORED = ("previous_response_id", "conversation", "prompt")
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
-def to_chat(body: dict[str, Any]) -> dict[str, Any]:
+class ChatBody(NamedTuple):
+    """A body of chat completions, and what the client's own body calls each of its messages."""
+
+    body: dict[str, Any]
+    named: list[str]
+
+
+def to_chat(body: dict[str, Any]) -> ChatBody:
     for name in _STORED:
         if body.get(name) is not None:
             raise ApiError(400, "unsupported_parameter", f"{name} is not supported: this server stores no responses; send the whole input", name)
     if fields.flag(body, "background"):
         raise ApiError(400, "unsupported_parameter", "background is not supported: this server stores no responses", "background")
+    check_shared(body)
+    _check_echoed(body)
     chat: dict[str, Any] = {k: body[k] for k in _KEPT if body.get(k) is not None}
     instructions = fields.text(body, "instructions")
-    chat["messages"] = ([{"role": "system", "content": instructions}] if instructions else []) + _input(body.get("input"))
+    found: list[tuple[dict[str, Any], str]] = [({"role": "system", "content": instructions}, "instructions")] if instructions else []
+    _input(found, body.get("input"))
+    chat["messages"] = [message for message, _ in found]
     chat["max_tokens"] = fields.whole(body, "max_output_tokens", 1, 1 << 31)
     top = fields.whole(body, "top_logprobs", 0, 20)
-    if top:
+    if top or "message.output_text.logprobs" in fields.texts(body, "include"):
         chat["logprobs"], chat["top_logprobs"] = True, top
-    effort = fields.text(fields.mapping(body, "reasoning"), "effort")
-    if effort is not None:
+    effort = fields.choice(_reasoning(body), "effort", _EFFORTS, "", within="reasoning")
+    if effort:
         chat["reasoning_effort"] = effort
-    form = fields.mapping(fields.mapping(body, "text"), "format")
+    form = fields.mapping(check_text(body), "format")
     if form:
-        if form.get("type") == "json_schema" and not isinstance(form.get("schema"), dict):
-            raise invalid("text.format.schema", f"text.format.schema is {fields.shown(form.get('schema'))}; it has to be a JSON schema")
-        chat["response_format"] = form
+        chat["response_format"] = _format(form)
     tools = body.get("tools")
     if tools is not None:
         if not isinstance(tools, list):
@@ -43,48 +54,75 @@ def to_chat(body: dict[str, Any]) -> dict[str, Any]:
         choice = {"type": "function", "function": {"name": choice.get("name")}}
     if choice is not None:
         chat["tool_choice"] = choice
-    return chat
+    return ChatBody(chat, [name for _, name in found])
+
+
+def _check_echoed(body: dict[str, Any]) -> None:
+    """What changes nothing, but is repeated in the answer."""
+    fields.whole(body, "max_tool_calls", 1, 1 << 31)
+    fields.choice(body, "truncation", ("auto", "disabled"), "disabled")
+    fields.choice(_reasoning(body), "summary", ("auto", "concise", "detailed"), "auto", within="reasoning")
+    fields.mapping(body, "stream_options")
+
+
+def _reasoning(body: dict[str, Any]) -> dict[str, Any]:
+    return fields.mapping(body, "reasoning")
+
+
+def _format(form: dict[str, Any]) -> dict[str, Any]:
+    kind = fields.choice(form, "type", ("text", "json_object", "json_schema"), "text", within="text.format")
+    if kind == "json_schema":
+        if not isinstance(form.get("schema"), dict):
+            raise invalid("text.format.schema", f"text.format.schema is {fields.shown(form.get('schema'))}; it has to be a JSON schema")
+        if not isinstance(form.get("name"), str) or not form["name"]:
+            raise invalid("text.format.name", f"text.format.name is {fields.shown(form.get('name'))}; it has to name the schema")
+        fields.flag(form, "strict")
+        fields.text(form, "description")
+    return form
 
 
 def _tool(raw: Any, where: str) -> dict[str, Any]:
     kind = raw.get("type") if isinstance(raw, dict) else None
     if kind != "function":
         raise ApiError(400, "unsupported_tool", f"{where} is {fields.shown(raw)}; only tools of type function are supported", where)
+    fields.flag(raw, "strict")
     return {"type": "function", "function": {k: v for k, v in raw.items() if k in ("name", "description", "parameters", "strict") and v is not None}}
 
 
-def _input(raw: Any) -> list[dict[str, Any]]:
+def _input(found: list[tuple[dict[str, Any], str]], raw: Any) -> None:
     if isinstance(raw, str):
-        return [{"role": "user", "content": raw}]
+        found.append(({"role": "user", "content": raw}, "input"))
+        return
     if not isinstance(raw, list) or not raw:
         raise invalid("input", f"input is {fields.shown(raw)}; it has to be a string or a list of at least one item")
-    found: list[dict[str, Any]] = []
+    before = len(found)
     for index, item in enumerate(raw):
         _item(found, item, f"input[{index}]")
-    return found
+    if len(found) == before:
+        raise invalid("input", "input holds no message; it has to have at least one")
 
 
-def _item(found: list[dict[str, Any]], item: Any, where: str) -> None:
-    kind = item.get("type", "message") if isinstance(item, dict) else None
+def _item(found: list[tuple[dict[str, Any], str]], item: Any, where: str) -> None:
+    kind = item.get("type") or "message" if isinstance(item, dict) else None
     if kind == "message":
-        found.append({"role": item.get("role"), "content": item.get("content")})
+        found.append(({"role": item.get("role"), "content": item.get("content")}, where))
     elif kind == "function_call":
-        call = {
-            "id": item.get("call_id") or "",
-            "type": "function",
-            "function": {"name": item.get("name"), "arguments": item.get("arguments") or "{}"},
-        }
+        function = {"name": item.get("name"), "arguments": item.get("arguments") or "{}"}
+        call = {"id": item.get("call_id") or "", "type": "function", "function": function}
+        last = found[-1][0] if found else {}
         # Calls of one turn belong to one message.
-        if found and found[-1].get("tool_calls"):
-            found[-1]["tool_calls"].append(call)
-        elif found and found[-1]["role"] == "assistant":
-            found[-1]["tool_calls"] = [call]
+        if last.get("tool_calls"):
+            last["tool_calls"].append(call)
+        elif last.get("role") == "assistant":
+            last["tool_calls"] = [call]
         else:
-            found.append({"role": "assistant", "content": None, "tool_calls": [call]})
+            found.append(({"role": "assistant", "content": None, "tool_calls": [call]}, where))
     elif kind == "function_call_output":
-        found.append({"role": "tool", "tool_call_id": item.get("call_id") or "", "content": item.get("output")})
+        found.append(({"role": "tool", "tool_call_id": item.get("call_id") or "", "content": item.get("output")}, where))
     elif kind == "reasoning":
         # A thought of an earlier turn: templates leave those out.
         return
+    elif kind == "item_reference":
+        raise ApiError(400, "unsupported_parameter", f"{where} refers to a stored item; this server stores none, send the item itself", where)
     else:
         raise invalid(where, f"{where} is {fields.shown(item)}; it has to be an item of type message, function_call or function_call_output")

@@ -14,15 +14,20 @@ _CAMEL = {
 _MAX_SEED = 2**63 - 1
 
 
-def sampling_of(body: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What the engine's sampler gets; only what differs from its own defaults is set."""
+OPENAI_HOTTEST = 2.0
+"""The highest temperature of OpenAI's endpoints; llama.cpp's own know no bound."""
+
+
+def sampling_of(body: Mapping[str, Any], defaults: Mapping[str, Any], *, hottest: float = 5.0, vocabulary: int = 0) -> dict[str, Any]:
+    """What the engine's sampler gets; only what differs from its own defaults is set. `vocabulary`: how many tokens there are, when known."""
+    fields.number(body, "temperature", 0.0, hottest)
     base = {_CAMEL.get(k, k): v for k, v in defaults.items()}
     merged = {**base, **{k: v for k, v in body.items() if v is not None}}
     values: dict[str, Any] = {
         "temperature": fields.number(merged, "temperature", 0.0, 5.0),
         "top_p": fields.number(merged, "top_p", 0.0, 1.0),
         "min_p": fields.number(merged, "min_p", 0.0, 1.0),
-        "top_k": fields.whole(merged, "top_k", 0, 1 << 31),
+        "top_k": _top_k(merged),
         "typical_p": fields.number(merged, "typical_p", 0.0, 1.0),
         "top_n_sigma": fields.number(merged, "top_n_sigma", -1.0, 100.0),
         "xtc_probability": fields.number(merged, "xtc_probability", 0.0, 1.0),
@@ -35,8 +40,14 @@ def sampling_of(body: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[st
         "ignore_eos": fields.flag(merged, "ignore_eos") or None,
     }
     if merged.get("logit_bias"):
-        values["logit_bias"] = _logit_bias(merged["logit_bias"])
+        values["logit_bias"] = _logit_bias(merged["logit_bias"], vocabulary)
     return {k: v for k, v in values.items() if v is not None}
+
+
+def _top_k(body: Mapping[str, Any]) -> int | None:
+    top = fields.whole(body, "top_k", -1, 1 << 31)
+    # Both 0 and -1 are in use for "all".
+    return None if top is None else max(top, 0)
 
 
 def _seed(body: Mapping[str, Any]) -> int | None:
@@ -45,7 +56,7 @@ def _seed(body: Mapping[str, Any]) -> int | None:
     return None if seed is None or seed == -1 else seed & 0xFFFFFFFFFFFFFFFF
 
 
-def _logit_bias(raw: Any) -> dict[str, float | None]:
+def _logit_bias(raw: Any, vocabulary: int) -> dict[str, float | None]:
     """OpenAI's object of token to bias, or llama.cpp's list of pairs; false means never."""
     pairs = list(raw.items()) if isinstance(raw, dict) else raw
     if not isinstance(pairs, list) or len(pairs) > 4096:
@@ -57,6 +68,9 @@ def _logit_bias(raw: Any) -> dict[str, float | None]:
             number = int(token)
         except (TypeError, ValueError):
             raise invalid("logit_bias", f"logit_bias holds {fields.shown(pair)}; each entry has to name a token by its number") from None
+        if number < 0 or (vocabulary and number >= vocabulary):
+            highest = f"from 0 to {vocabulary - 1}" if vocabulary else "0 or more"
+            raise invalid("logit_bias", f"logit_bias names token {number}; tokens of this model are {highest}")
         if bias is False:
             result[str(number)] = None
         elif isinstance(bias, bool) or not isinstance(bias, (int, float)) or not -100 <= bias <= 100:

@@ -36,6 +36,11 @@ class Service:
         return self._supervisor.life.model
 
     @property
+    def vocabulary(self) -> int:
+        """How many tokens the model has; 0 while it is not loaded."""
+        return int(self.model.get("vocabulary", 0))
+
+    @property
     def path(self) -> str:
         return str(self._supervisor.life.file.get("path", "")) if self._supervisor.life.file else ""
 
@@ -90,7 +95,7 @@ class Service:
     async def constraint(self, body: Mapping[str, Any], thinking: Thinking | None = None) -> dict[str, Any]:
         """The grammar that a request asks for, in any of the ways to ask: `response_format`, or llama.cpp's `grammar` and `json_schema`."""
         form = fields.mapping(body, "response_format")
-        kind = fields.choice(form, "type", ("text", "json_object", "json_schema"), "text") if form else "text"
+        kind = fields.choice(form, "type", ("text", "json_object", "json_schema"), "text", within="response_format") if form else "text"
         schema: Any = None
         param = "response_format"
         if kind == "json_schema":
