@@ -16,12 +16,15 @@ from corral_server.nursery import Child
 class EngineError(Exception):
     """What the engine, or its death, answered to a request."""
 
-    def __init__(self, status: int, code: str, message: str, param: str | None = None, *, retry: bool = True) -> None:
+    def __init__(
+        self, status: int, code: str, message: str, param: str | None = None, *, retry: bool = True, details: dict[str, Any] | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.param = param
         self.retry = retry
+        self.details = details or {}
 
 
 class Stream:
@@ -60,7 +63,8 @@ class Stream:
                 events = self.take()
                 bad = next((e["err"] for e in events if "err" in e), None)
                 if bad is not None:
-                    raise EngineError(bad["status"], bad["code"], bad["message"], bad.get("param"))
+                    details = {k: v for k, v in bad.items() if k not in ("status", "code", "message", "param")}
+                    raise EngineError(bad["status"], bad["code"], bad["message"], bad.get("param"), details=details)
                 yield events
                 if "f" in events[-1]:
                     return
@@ -109,6 +113,7 @@ class EngineClient:
     def dispatch(self, message: Message) -> None:
         """Hand a step's events to their streams."""
         self.queued, self.active = message["queued"], message["active"]
+        self._totals.stepped(message["figures"])
         for event in message["e"]:
             if "u" in event:
                 self._totals.finished(event["u"])

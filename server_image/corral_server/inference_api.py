@@ -20,8 +20,9 @@ from corral_server.openai.chat import chat_completions, count_input
 from corral_server.openai.completions import completions
 from corral_server.openai.embeddings import embeddings
 from corral_server.openai.errors import ApiError, error_body
-from corral_server.openai.native import adapters, apply_template, detokenize, embedding, properties, set_adapters, slot_list, tokenize
+from corral_server.openai.native import adapters, apply_template, detokenize, embedding, properties, set_adapters, tokenize
 from corral_server.openai.native_completion import completion, infill
+from corral_server.openai.native_slots import slot_action, slot_list
 from corral_server.openai.rerank import rerank
 from corral_server.openai.responses import count_input as count_response_input
 from corral_server.openai.responses import responses
@@ -96,8 +97,12 @@ def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIA
         return Response(text, media_type=CONTENT_TYPE)
 
     @app.get("/slots")
-    async def slots() -> Response:
-        return json_response(await slot_list(service))
+    async def slots(request: Request) -> Response:
+        return await slot_list(service, request)
+
+    @app.post("/slots/{slot}")
+    async def act_on_slot(request: Request, slot: str) -> Response:
+        return await slot_action(service, request, slot)
 
     @app.get("/health")
     @app.get("/v1/health")
@@ -115,11 +120,11 @@ def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIA
         fine = ready(supervisor)
         return json_response({"ready": fine, "state": supervisor.life.state.value}, 200 if fine else 503)
 
-    def refusal(request: Request, status: int, code: str, message: str, param: str | None = None, headers: dict[str, str] | None = None) -> Response:
+    def refusal(request: Request, status: int, code: str, message: str, param: str | None = None, headers: dict[str, str] | None = None, details: dict[str, Any] | None = None) -> Response:
         """An error in the shape of the API that was asked."""
         if request.url.path.startswith("/v1/messages"):
             return json_response(error_shape(status, message), status, headers)
-        return json_response(error_body(status, code, message, param), status, headers)
+        return json_response(error_body(status, code, message, param, details), status, headers)
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: Exception) -> Response:
@@ -130,7 +135,7 @@ def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIA
     async def engine_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, EngineError)  # noqa: S101  registered for this class
         headers = {"x-should-retry": "false"} if not error.retry else {"retry-after": "1"} if error.status == 503 else {}
-        return refusal(request, error.status, error.code, str(error), error.param, headers)
+        return refusal(request, error.status, error.code, str(error), error.param, headers, error.details)
 
     @app.exception_handler(ClientGoneError)
     async def client_gone(_: Request, __: Exception) -> Response:

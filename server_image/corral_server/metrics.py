@@ -27,6 +27,23 @@ class Totals:
     predicted_tokens: int = 0
     predicted_seconds: float = 0.0
     crashes: int = 0
+    drafts: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    longest: int = 0
+    decodes: int = 0
+    busy: int = 0
+    _decodes: int = 0
+    _busy: int = 0
+
+    def stepped(self, figures: dict[str, int]) -> None:
+        """What an engine counts since its start; a new one begins at 0."""
+        if figures["decodes"] < self._decodes:
+            self._decodes = self._busy = 0
+        self.decodes += figures["decodes"] - self._decodes
+        self.busy += figures["busy"] - self._busy
+        self._decodes, self._busy = figures["decodes"], figures["busy"]
+        self.longest = max(self.longest, figures["held"])
 
     def finished(self, usage: dict[str, Any]) -> None:
         cached = usage.get("cached", 0)
@@ -36,6 +53,9 @@ class Totals:
         self.prompt_seconds += usage.get("prompt_ms", 0.0) / 1e3
         self.predicted_tokens += usage.get("completion", 0)
         self.predicted_seconds += usage.get("predicted_ms", 0.0) / 1e3
+        self.drafts += "draft" in usage
+        self.drafted_tokens += usage.get("draft", 0)
+        self.accepted_tokens += usage.get("accepted", 0)
 
 
 class _Collector:
@@ -48,6 +68,10 @@ class _Collector:
             ("llamacpp:prompt_tokens", "Prompt tokens that were evaluated.", t.prompt_tokens),
             ("llamacpp:prompt_seconds", "Time spent on prompts.", t.prompt_seconds),
             ("llamacpp:tokens_predicted", "Tokens that were generated.", t.predicted_tokens),
+            ("llamacpp:n_decode", "Steps of all engines so far.", t.decodes),
+            ("llamacpp:spec_decode_num_drafts", "Answers with guessed tokens.", t.drafts),
+            ("llamacpp:spec_decode_num_draft_tokens", "Tokens that were guessed.", t.drafted_tokens),
+            ("llamacpp:spec_decode_num_accepted_tokens", "Guessed tokens that the model chose too.", t.accepted_tokens),
             ("llamacpp:tokens_predicted_seconds", "Time spent on generation.", t.predicted_seconds),
             ("corral_server_prompt_tokens_cached", "Prompt tokens that were taken from a cache.", t.cached_tokens),
             ("corral_server_answers", "Answers that were completed.", t.requests),
@@ -57,6 +81,14 @@ class _Collector:
             yield CounterMetricFamily(name, text, value=value)
         for name, text, gauge in (
             ("llamacpp:requests_processing", "Answers being generated.", self._processing),
+            ("llamacpp:n_tokens_max", "The longest sequence held.", t.longest),
+            ("llamacpp:n_busy_slots_per_decode", "Slots at work in a step, on average.", t.busy / max(t.decodes, 1)),
+            ("llamacpp:prompt_tokens_seconds", "Prompt tokens evaluated a second, on average.", t.prompt_tokens / t.prompt_seconds if t.prompt_seconds else 0.0),
+            (
+                "llamacpp:predicted_tokens_seconds",
+                "Tokens generated a second, on average.",
+                t.predicted_tokens / t.predicted_seconds if t.predicted_seconds else 0.0,
+            ),
             ("llamacpp:requests_deferred", "Answers that wait for a slot.", self._queued),
             ("corral_server_in_flight", "Requests admitted and not ended.", life.in_flight),
             ("corral_server_load_seconds", "How long the last load took, warm-up included.", life.timings.get("total", 0.0)),

@@ -156,6 +156,7 @@ def describe(model: Any, meta: dict[str, str], plan: EnginePlan, vocabulary: Voc
         "cells": plan.cells,
         "slots": plan.slots,
         "pooling": plan.pooling,
+        "drafts": plan.drafted > 0,
         "embeddingLength": L.llama_model_n_embd_out(model),
         "vocabulary": vocabulary.size,
         "parameters": L.llama_model_n_params(model),

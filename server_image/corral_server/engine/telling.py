@@ -77,6 +77,8 @@ class Teller:
             event["t"] = job.tokens[-job.unsaid :]
         if job.tells_prompt:
             event["prompt"] = self._text(job.tokens[: job.prompt_count])
+            if job.params.ignore_eos:
+                event["ends"] = self._vocabulary.end_tokens()
         if job.tells_tokens or job.tells_prompt:
             event["slot"] = job.placed
         self.events.append(event)

@@ -70,6 +70,9 @@ def timings(usage: dict[str, Any]) -> dict[str, Any]:
     """llama.cpp's own figures of one answer."""
     evaluated = usage["prompt"] - usage["cached"]
     predicted = usage["completion"]
+    # The first token comes from the prompt's own evaluation: only the others took a step each.
+    steps = max(predicted - 1, 0)
+    drafts = {"draft_n": usage["draft"], "draft_n_accepted": usage["accepted"]} if "draft" in usage else {}
     prompt_ms, predicted_ms = usage["prompt_ms"], usage["predicted_ms"]
     return {
         "cache_n": usage["cached"],
@@ -79,8 +82,9 @@ def timings(usage: dict[str, Any]) -> dict[str, Any]:
         "prompt_per_second": evaluated / prompt_ms * 1e3 if prompt_ms else 0.0,
         "predicted_n": predicted,
         "predicted_ms": predicted_ms,
-        "predicted_per_token_ms": predicted_ms / max(predicted, 1),
-        "predicted_per_second": predicted / predicted_ms * 1e3 if predicted_ms else 0.0,
+        "predicted_per_token_ms": predicted_ms / steps if steps else 0.0,
+        "predicted_per_second": steps / predicted_ms * 1e3 if predicted_ms else 0.0,
+        **drafts,
     }
 
 
@@ -93,7 +97,7 @@ def sse(body: Any) -> bytes:
 
 
 def engine_error_event(error: EngineError) -> bytes:
-    return sse(error_body(error.status, error.code, str(error), error.param))
+    return sse(error_body(error.status, error.code, str(error), error.param, error.details))
 
 
 def counted_response(request: Request, body: Any, usage: Usage) -> Response:

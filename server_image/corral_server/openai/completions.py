@@ -61,7 +61,7 @@ async def completions(service: Service, request: Request) -> Response:
     if top is not None or best_of > count:
         sampling["n_probs"] = max(top or 0, 1)
     stop = fields.stops(body)
-    service.refuse_adapters(request, body)
+    adapters = service.adapters(request, body)
     engine = service.generator(len(prompts) * best_of)
     constraint = await unless_gone(request, service.constraint(body))
     spoken = [await _as_text(service, request, p) if echo else "" for p in prompts]
@@ -73,7 +73,7 @@ async def completions(service: Service, request: Request) -> Response:
         prompts = [infill_prompt(p, suffix, service.fim, param="suffix") for p in prompts]
     jobs = [
         {
-            **constraint,
+            **constraint, **adapters,
             "prompt": p, "prompt_param": "prompt", "max_tokens": limit, "stop": stop, "cache_prompt": fields.flag(body, "cache_prompt", default=True),
             "sampling": {**sampling, "seed": sampling["seed"] + i} if "seed" in sampling and i else sampling,
             **({"prompt_probs": top} if scores and not i else {}),

@@ -131,7 +131,7 @@ async def prepare(service: Service, request: Request, body: dict[str, Any], name
         sampling["n_probs"] = max(top, 1)
     stop = fields.stops(body) + service.template_stops
     cache = fields.flag(body, "cache_prompt", default=True)
-    service.refuse_adapters(request, body)
+    adapters = service.adapters(request, body)
     service.generator(count)
     prompt = await unless_gone(request, render_prompt(service, body, named))
     harmony = prompt.dialect.shape is Shape.HARMONY
@@ -141,7 +141,7 @@ async def prepare(service: Service, request: Request, body: dict[str, Any], name
     thinking = marks if prompt.thinks else None
     constraint = await unless_gone(request, _constraint(service, body, prompt, marks if open_thought else None))
     job = {
-        **constraint, "prompt": prompt.text, "max_tokens": limit, "sampling": sampling, "stop": stop, "cache_prompt": cache,
+        **constraint, **adapters, "prompt": prompt.text, "max_tokens": limit, "sampling": sampling, "stop": stop, "cache_prompt": cache,
         "preserved": _preserved(prompt, marks, thinking),
     }  # fmt: skip
     jobs = [job] + [{**job, "sampling": _reseeded(sampling, i)} for i in range(1, count)]

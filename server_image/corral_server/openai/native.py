@@ -12,6 +12,7 @@ from corral_server.openai import fields
 from corral_server.openai.answers import json_response, unless_gone
 from corral_server.openai.embeddings import parse_input
 from corral_server.openai.errors import ApiError, invalid
+from corral_server.openai.native_settings import settings
 from corral_server.openai.prompting import render_prompt
 from corral_server.openai.sampling import sampling_of
 from corral_server.openai.service import Service
@@ -73,9 +74,9 @@ def properties(service: Service, request: Request) -> dict[str, Any]:
             "id": 0,
             "id_task": -1,
             "n_ctx": model.get("contextLength", 0),
-            "speculative": False,
+            "speculative": bool(model.get("drafts")),
             "is_processing": False,
-            "params": sampling_of({}, service.defaults),
+            "params": settings(sampling_of({}, service.defaults), drafts=bool(model.get("drafts"))),
         },
         "total_slots": model.get("slots", 0),
         "model_alias": service.served_name(request),
@@ -90,35 +91,15 @@ def properties(service: Service, request: Request) -> dict[str, Any]:
     }
 
 
-async def adapters(_: Service, __: Request) -> Response:
-    """`/lora-adapters`: this server holds none."""
-    return json_response([])
+async def adapters(service: Service, _: Request) -> Response:
+    """`/lora-adapters`: the model's adapters and the scales at which they act where a request says nothing."""
+    return json_response(service.lora.shown())
 
 
-async def set_adapters(_: Service, request: Request) -> Response:
+async def set_adapters(service: Service, request: Request) -> Response:
     try:
         wanted = orjson.loads(await request.body() or b"null")
     except orjson.JSONDecodeError as error:
         raise ApiError(400, "invalid_json", f"the body is not JSON: {error}") from None
-    if wanted != []:
-        raise invalid("id", f"{fields.shown(wanted)} names adapters, but this model has none")
+    service.lora.set(wanted)
     return json_response({"success": True})
-
-
-async def slot_list(service: Service) -> list[dict[str, Any]]:
-    if service.life.state not in (State.LOADED, State.DRAINING):
-        return []
-    stream = service.engine().submit("slots", {})
-    try:
-        found = await stream.last()
-    finally:
-        stream.close()
-    context = service.model.get("contextLength", 0)
-    return [
-        {
-            "id": s["id"], "n_ctx": context, "speculative": False, "is_processing": s["processing"], "n_prompt_tokens_cache": s["tokens"],
-            "n_past": s["tokens"],
-            "next_token": [{"has_next_token": s["processing"], "n_remain": -1, "n_decoded": s["generated"]}],
-        }
-        for s in found["slots"]
-    ]  # fmt: skip

@@ -18,8 +18,10 @@ OPENAI_HOTTEST = 2.0
 """The highest temperature of OpenAI's endpoints; llama.cpp's own know no bound."""
 
 
-def sampling_of(body: Mapping[str, Any], defaults: Mapping[str, Any], *, hottest: float = 5.0, vocabulary: int = 0) -> dict[str, Any]:
-    """What the engine's sampler gets; only what differs from its own defaults is set. `vocabulary`: how many tokens there are, when known."""
+def sampling_of(body: Mapping[str, Any], defaults: Mapping[str, Any], *, hottest: float = 5.0, vocabulary: int = 0, texts: bool = False) -> dict[str, Any]:
+    """What the engine's sampler gets; only what differs from its own defaults is set. `vocabulary`: how many tokens there are, when known; `texts`:
+    whether a bias may name its tokens by their text.
+    """
     fields.number(body, "temperature", 0.0, hottest)
     base = {_CAMEL.get(k, k): v for k, v in defaults.items()}
     merged = {**base, **{k: v for k, v in body.items() if v is not None}}
@@ -40,7 +42,7 @@ def sampling_of(body: Mapping[str, Any], defaults: Mapping[str, Any], *, hottest
         "ignore_eos": fields.flag(merged, "ignore_eos") or None,
     }
     if merged.get("logit_bias"):
-        values["logit_bias"] = _logit_bias(merged["logit_bias"], vocabulary)
+        values["logit_bias"] = _logit_bias(merged["logit_bias"], vocabulary, texts=texts)
     return {k: v for k, v in values.items() if v is not None}
 
 
@@ -56,7 +58,7 @@ def _seed(body: Mapping[str, Any]) -> int | None:
     return None if seed is None or seed == -1 else seed & 0xFFFFFFFFFFFFFFFF
 
 
-def _logit_bias(raw: Any, vocabulary: int) -> dict[str, float | None]:
+def _logit_bias(raw: Any, vocabulary: int, *, texts: bool) -> dict[str, float | None]:
     """OpenAI's object of token to bias, or llama.cpp's list of pairs; false means never."""
     pairs = list(raw.items()) if isinstance(raw, dict) else raw
     if not isinstance(pairs, list) or len(pairs) > 4096:
@@ -65,16 +67,22 @@ def _logit_bias(raw: Any, vocabulary: int) -> dict[str, float | None]:
     for pair in pairs:
         try:
             token, bias = pair
+            if texts and isinstance(token, str) and not (token.isascii() and token.isdigit()):
+                result[token] = _bias(token, bias)
+                continue
             number = int(token)
         except (TypeError, ValueError):
             raise invalid("logit_bias", f"logit_bias holds {fields.shown(pair)}; each entry has to name a token by its number") from None
         if number < 0 or (vocabulary and number >= vocabulary):
             highest = f"from 0 to {vocabulary - 1}" if vocabulary else "0 or more"
             raise invalid("logit_bias", f"logit_bias names token {number}; tokens of this model are {highest}")
-        if bias is False:
-            result[str(number)] = None
-        elif isinstance(bias, bool) or not isinstance(bias, (int, float)) or not -100 <= bias <= 100:
-            raise invalid("logit_bias", f"logit_bias of token {number} is {fields.shown(bias)}; it has to be a number from -100 to 100")
-        else:
-            result[str(number)] = float(bias)
+        result[str(number)] = _bias(number, bias)
     return result
+
+
+def _bias(token: int | str, bias: Any) -> float | None:
+    if bias is False:
+        return None
+    if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not -100 <= bias <= 100:
+        raise invalid("logit_bias", f"logit_bias of token {token} is {fields.shown(bias)}; it has to be a number from -100 to 100")
+    return float(bias)

@@ -12,6 +12,7 @@ from corral_server.engine_client import EngineClient
 from corral_server.openai import fields
 from corral_server.openai.answers import unless_gone
 from corral_server.openai.errors import ApiError, invalid
+from corral_server.openai.native_adapters import Adapters
 from corral_server.rendering import CHATML, TemplateError, template_variables
 from corral_server.supervisor import Supervisor
 
@@ -22,6 +23,7 @@ _MAX_BODY = 64 << 20
 class Service:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
+        self.lora = Adapters(supervisor.spec.engine.adapters)
 
     @property
     def life(self) -> Any:
@@ -123,17 +125,10 @@ class Service:
         except TemplateError as error:
             raise invalid(param, str(error)) from None
 
-    def refuse_adapters(self, request: Request, body: Mapping[str, Any]) -> None:
-        """A request for an adapter that is not here must not be answered by the bare model."""
-        name = request.headers.get("x-corral-adapter")
-        if name:
-            raise ApiError(404, "adapter_not_found", f"this model has no adapter {name!r}", "model")
-        asked = body.get("lora")
-        if asked is None or asked == []:
-            return
-        if not isinstance(asked, list) or not all(isinstance(a, dict) and isinstance(a.get("id"), int) for a in asked):
-            raise invalid("lora", f"lora is {fields.shown(asked)}; it has to be a list such as [{{id: 0, scale: 1.0}}]")
-        raise invalid("lora", f"lora names adapter {asked[0]['id']}, but this model has none")
+    def adapters(self, request: Request, body: Mapping[str, Any]) -> dict[str, Any]:
+        """What a job has to say about adapters; a request for one that is not here must not be answered by the bare model."""
+        chosen = self.lora.chosen(request.headers.get("x-corral-adapter", ""), body)
+        return {"adapters": chosen} if chosen else {}
 
     @property
     def tells_thoughts(self) -> bool:
