@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = World(each).run()
         _add(totals, result)
         if result.failure is not None:
+            print(f"seed {each.seed} broke an invariant; looking for a shorter history of the same", flush=True)  # noqa: T201
             print("\n".join(failure(shortest(each))))  # noqa: T201 - this is a command
             code = 1
             break

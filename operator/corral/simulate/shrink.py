@@ -66,8 +66,10 @@ class _Shrinker:
     def _only(scenario: Scenario, models: Sequence[object], fails: Callable[[Scenario], bool]) -> bool:
         kept = tuple(each for each in scenario.models if each in models)
         keys = {each.key for each in kept}
+        gone = {each.key for each in scenario.models} - keys
         requests = tuple(each for each in scenario.requests if each.model in keys)
-        return bool(kept) and fails(replace(scenario, models=kept, requests=requests))
+        faults = tuple(each for each in scenario.faults if each.target not in gone)
+        return bool(kept) and fails(replace(scenario, models=kept, requests=requests, faults=faults))
 
     def _without(self, items: Sequence[T], fails: Callable[[list[T]], bool]) -> None:
         """Leave out halves, then quarters, then single ones, whatever is not needed for the failure."""
