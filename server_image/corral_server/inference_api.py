@@ -120,7 +120,15 @@ def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIA
         fine = ready(supervisor)
         return json_response({"ready": fine, "state": supervisor.life.state.value}, 200 if fine else 503)
 
-    def refusal(request: Request, status: int, code: str, message: str, param: str | None = None, headers: dict[str, str] | None = None, details: dict[str, Any] | None = None) -> Response:
+    def refusal(
+        request: Request,
+        status: int,
+        code: str,
+        message: str,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> Response:
         """An error in the shape of the API that was asked."""
         if request.url.path.startswith("/v1/messages"):
             return json_response(error_shape(status, message), status, headers)

@@ -83,7 +83,11 @@ class _Collector:
             ("llamacpp:requests_processing", "Answers being generated.", self._processing),
             ("llamacpp:n_tokens_max", "The longest sequence held.", t.longest),
             ("llamacpp:n_busy_slots_per_decode", "Slots at work in a step, on average.", t.busy / max(t.decodes, 1)),
-            ("llamacpp:prompt_tokens_seconds", "Prompt tokens evaluated a second, on average.", t.prompt_tokens / t.prompt_seconds if t.prompt_seconds else 0.0),
+            (
+                "llamacpp:prompt_tokens_seconds",
+                "Prompt tokens evaluated a second, on average.",
+                t.prompt_tokens / t.prompt_seconds if t.prompt_seconds else 0.0,
+            ),
             (
                 "llamacpp:predicted_tokens_seconds",
                 "Tokens generated a second, on average.",

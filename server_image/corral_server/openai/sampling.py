@@ -18,7 +18,9 @@ OPENAI_HOTTEST = 2.0
 """The highest temperature of OpenAI's endpoints; llama.cpp's own know no bound."""
 
 
-def sampling_of(body: Mapping[str, Any], defaults: Mapping[str, Any], *, hottest: float = 5.0, vocabulary: int = 0, texts: bool = False) -> dict[str, Any]:
+def sampling_of(
+    body: Mapping[str, Any], defaults: Mapping[str, Any], *, hottest: float = 5.0, vocabulary: int = 0, texts: bool = False
+) -> dict[str, Any]:
     """What the engine's sampler gets; only what differs from its own defaults is set. `vocabulary`: how many tokens there are, when known; `texts`:
     whether a bias may name its tokens by their text.
     """
