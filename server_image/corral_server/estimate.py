@@ -60,10 +60,11 @@ def estimate(source: str, spec_text: str, settings: Settings) -> dict[str, Any]:
         allow_local=settings.allow_local_sources,
     )
     parts = [read_header(part, where) for part in split_parts(spec.source)]
+    adapters = sum(read_header(adapter.source, where).file_bytes for adapter in spec.engine.adapters)
     with tempfile.TemporaryDirectory(prefix="corral-estimate-") as folder:
         path = _sparse(parts, spec, Path(folder))
         probed = _probe(path, parts, spec, spec_document.get("engine") or {})
-    return _result(spec, parts, probed)
+    return _result(spec, parts, probed, adapters)
 
 
 def _names(spec: ServerSpec) -> list[str]:
@@ -116,11 +117,14 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _result(spec: ServerSpec, parts: list[HeaderBytes], probed: dict[str, Any]) -> dict[str, Any]:
+def _result(spec: ServerSpec, parts: list[HeaderBytes], probed: dict[str, Any], adapters: int) -> dict[str, Any]:
+    """`adapters`: the bytes of their files; their tensors lie beside those of the layers that they change."""
     meta, plan, buffers = probed["meta"], probed["plan"], probed["buffers"]
     arch = meta.get("general.architecture", "")
     overhead = overhead_bytes(probed["vocabulary"], plan["cells"], plan["microBatch"] if plan["pooling"] else spec.engine.slots)
     layers, entrance, exit_bytes = _layers(probed["tensors"], probed["layers"])
+    layers = [size + adapters // max(len(layers), 1) for size in layers]
+    weights = buffers["weights"] + adapters
     heads = parts[0].header.keys.get(f"{arch}.attention.head_count_kv")
     caches = kv_shares(probed["kvLines"], buffers["kvCache"], probed["layers"], heads)
     result = {
@@ -129,11 +133,11 @@ def _result(spec: ServerSpec, parts: list[HeaderBytes], probed: dict[str, Any]) 
         "contextLength": plan["contextLength"],
         "trainedContext": int(meta.get(f"{arch}.context_length", 0) or 0),
         "layers": probed["layers"],
-        "weights": buffers["weights"],
+        "weights": weights,
         "kvCache": buffers["kvCache"],
         "compute": buffers["compute"],
         "overhead": overhead,
-        "total": buffers["weights"] + buffers["kvCache"] + buffers["compute"] + overhead,
+        "total": weights + buffers["kvCache"] + buffers["compute"] + overhead,
         "fileBytes": sum(p.file_bytes for p in parts),
         "digest": parts[0].digest,
         "pooling": plan["pooling"],

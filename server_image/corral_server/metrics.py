@@ -73,7 +73,7 @@ class _Collector:
             ("llamacpp:spec_decode_num_draft_tokens", "Tokens that were guessed.", t.drafted_tokens),
             ("llamacpp:spec_decode_num_accepted_tokens", "Guessed tokens that the model chose too.", t.accepted_tokens),
             ("llamacpp:tokens_predicted_seconds", "Time spent on generation.", t.predicted_seconds),
-            ("corral_server_prompt_tokens_cached", "Prompt tokens that were taken from a cache.", t.cached_tokens),
+            ("llamacpp:prompt_tokens_cached", "Prompt tokens that were taken from a cache.", t.cached_tokens),
             ("corral_server_answers", "Answers that were completed.", t.requests),
             ("corral_server_loads", "Loads of the model that succeeded.", life.loads),
             ("corral_server_engine_crashes", "Ends of the engine that nobody asked for.", t.crashes),

@@ -4,6 +4,7 @@ Pure; defaults that need the model file are applied in `engine.plan`.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -116,7 +117,11 @@ def parse_engine(raw_value: object, path: str = "engine") -> EngineSpec:
             scale = float(entry.get("scale", 1.0))
         except (TypeError, ValueError):
             raise _bad(f"{where}.scale", entry.get("scale"), 'a number such as "1.0"') from None
+        if not math.isfinite(scale):
+            raise _bad(f"{where}.scale", entry.get("scale"), 'a number such as "1.0"')
         adapters.append(Adapter(name, source, scale))
+    if len({a.name for a in adapters}) < len(adapters):
+        raise _bad(f"{path}.adapters", [a.name for a in adapters], "a list in which each name comes once")
     return EngineSpec(
         context_length=_whole(raw, "contextLength", path, 0, 0, 1 << 24),
         slots=_whole(raw, "slots", path, 4, 1, 256),
@@ -170,8 +175,7 @@ def _refuse_unserved(spec: ServerSpec) -> None:
     """Settings that this server cannot honour are an error: a model without its adapter or its eyes is not the model that was asked for."""
     for field_name, given, what in (
         ("model.projector", spec.projector, "images and audio"),
-        ("engine.adapters", spec.engine.adapters, "LoRA adapters"),
-        ("engine.draft", spec.engine.draft_source or spec.engine.draft_ngram, "speculative decoding"),
+        ("engine.draft.source", spec.engine.draft_source, "a draft model"),
     ):
         if given:
             raise Failure(INVALID_ENGINE_SETTINGS, f"{field_name} is set, but this server does not support {what} yet; remove it")

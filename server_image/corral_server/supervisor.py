@@ -53,6 +53,7 @@ class Supervisor:
         self.engine: EngineClient | None = None
         self.path = ""
         self._file: ModelFile | None = None
+        self._adapters: list[ModelFile] = []
         self.states = StatesFolder(settings.cache_dir, settings.pod_uid)
         self._raw_engine = raw_engine
         self._changed = asyncio.Event()
@@ -167,6 +168,9 @@ class Supervisor:
 
             try:
                 file = await download(self.spec.source, self.spec.sha256, self.spec.cache_key, self.settings, progress)
+                self._adapters = [
+                    await download(a.source, "", self.spec.cache_key, self.settings, lambda _: None) for a in self.spec.engine.adapters
+                ]
             except Failure as failure:
                 log.warning("download failed: %s", failure)
                 self.life.download_failed(Problem(failure.reason, failure.message, failure.retry, time.time()))
@@ -208,8 +212,9 @@ class Supervisor:
         answer = self.life.wake(order)
         if answer is True:
             self._crashes.clear()
-            if self._file is not None and self._file.use is not None:
-                self._file.use.touch()
+            for file in (self._file, *self._adapters):
+                if file is not None and file.use is not None:
+                    file.use.touch()
             self._load_task = self._spawn(self._load(order))
         self.notify()
         return answer
@@ -248,6 +253,7 @@ class Supervisor:
                 {
                     "path": self.path, "engine": self._raw_engine, "devices": list(order.devices), "split": list(order.split),
                     "deviceKind": order.device_kind, "states": str(self.states.path), "threads": self.threads,
+                    "adapters": [{"name": a.name, "path": f.path} for a, f in zip(self.spec.engine.adapters, self._adapters, strict=True)],
                 }
             )  # fmt: skip
             # The renderer starts while the engine loads.
