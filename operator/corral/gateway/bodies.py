@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -22,11 +23,13 @@ from python_multipart.multipart import parse_options_header
 from corral.gateway.errors import refuse
 from corral.gateway.settings import MIB, GatewaySettings
 
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every malformed body, which is the client's affair
 Read = Callable[[], Awaitable[tuple[bytes, bool]]]
 """The next bytes of a body, and whether more come; `Request.read`."""
 Known = Mapping[bytes, bytes]
 """Headers by their names in lower case."""
 FIELD_MAX = 4096
+PART_HEADER_MAX = 16_384
 
 
 class ClientGone(Exception):  # noqa: N818 - an event of the world, not a fault
@@ -275,10 +278,16 @@ class _Fields:
         self._name, self._value = "", None
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._header[0].extend(data[start:end])
+        self._extend(self._header[0], data[start:end])
 
     def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._header[1].extend(data[start:end])
+        self._extend(self._header[1], data[start:end])
+
+    @staticmethod
+    def _extend(header: bytearray, data: bytes) -> None:
+        header.extend(data)
+        if len(header) > PART_HEADER_MAX:
+            raise MultipartParseError(f"a part's header has more than {PART_HEADER_MAX} bytes")
 
     def _header_end(self) -> None:
         name, value = bytes(self._header[0]).lower(), bytes(self._header[1])
@@ -303,8 +312,8 @@ class _Fields:
 
 
 def wants_autoload(query: bytes) -> bool:
-    """llama.cpp's `?autoload=`: `true` and `1` mean yes, anything else no."""
+    """llama.cpp's `?autoload=`: nothing, `true` and `1` mean yes, anything else no."""
     for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
         if name == "autoload":
-            return value in ("true", "1")
+            return value in ("", "true", "1")
     return True

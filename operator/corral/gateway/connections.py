@@ -24,6 +24,11 @@ BODY_HIGH_WATER = 64 * 1024
 """Bytes of a body that wait to be taken before the client's connection is paused."""
 PIPELINE_MAX = 16
 """Requests that wait behind the running one before the client's connection is paused."""
+HOSTS_MAX = 256
+LINGER = 2.0
+"""Seconds for which a connection that was refused is still read."""
+FRAMING_PER_BYTE = 16
+"""Bytes of chunk sizes, extensions and trailers that a body may have for each of its own, beside as many as headers may have."""
 
 Serve = Callable[[Request, Reply], None]
 
@@ -38,6 +43,14 @@ class Shared:
         self.settings = settings
         self.connections: set[ClientConnection] = set()
         self.date_line = b""
+        self.hosts: set[bytes | None] = set()
+        """Hosts that were looked at and are well formed."""
+
+    def know(self, host: bytes | None) -> None:
+        if host is not None:
+            if len(self.hosts) >= HOSTS_MAX:
+                self.hosts.clear()
+            self.hosts.add(host)
 
 
 class ClientConnection(asyncio.Protocol):
@@ -52,6 +65,9 @@ class ClientConnection(asyncio.Protocol):
     closing_after_next = False
     _parsing: Request | None = None
     _header_bytes = 0
+    _body_bytes = 0
+    _sent_bytes = 0
+    """All that came since the headers' end, framing and trailers too."""
     _in_headers = True
     _paused = False
     _starting = False
@@ -59,6 +75,7 @@ class ClientConnection(asyncio.Protocol):
     _deaf = False
     """Whatever still comes is no request."""
     _discarding = False
+    _leaving = False
     _stalled_since: float | None = None
     _write_waiter: asyncio.Future[None] | None = None
     _deadline: float | None
@@ -101,6 +118,8 @@ class ClientConnection(asyncio.Protocol):
             if self._header_bytes > settings.max_header and b"\r\n\r\n" not in data[: settings.max_header]:
                 self._refuse(b"431 Request Header Fields Too Large")
                 return
+        else:
+            self._sent_bytes += len(data)
         try:
             try:
                 self._parser.feed_data(data)
@@ -116,13 +135,16 @@ class ClientConnection(asyncio.Protocol):
             if self.current is not None:
                 self.current.keep_alive = self.current.keep_alive and bool(self._waiting)
         except httptools.HttpParserError as error:
-            self._malformed(error)
+            if not self._only_the_rest():
+                self._malformed(error)
+                return
+        if self._header_bytes > self.shared.settings.max_header or self._framing_is_too_much():
+            self._refuse(b"431 Request Header Fields Too Large")
             return
-        if self._waiting:
-            if self.current is None:
-                self._start()
-            elif len(self._waiting) > PIPELINE_MAX:
-                self._pause()
+        if self._waiting and self.current is None and not self.write_paused:
+            self._start()
+        if len(self._waiting) > PIPELINE_MAX:
+            self._pause()
         request = self._parsing
         if request is not None and request.held > BODY_HIGH_WATER:
             self._pause()
@@ -137,6 +159,9 @@ class ClientConnection(asyncio.Protocol):
         self._wake_writer()
         if self.on_writable is not None:
             self.on_writable()
+        if self.current is None and self._waiting and not self._starting:
+            self._start()
+        self._may_resume()
 
     # httptools
 
@@ -165,28 +190,28 @@ class ClientConnection(asyncio.Protocol):
         if self._resuming:
             return
         self._in_headers = False
-        self._header_bytes = 0
+        self._header_bytes = self._body_bytes = self._sent_bytes = 0
         self._deadline = None
         request, parser = self._parsing, self._parser
         assert request is not None  # noqa: S101 - on_message_begin comes first
         request.method = parser.get_method()
         known = request.known
         request.keep_alive = parser.should_keep_alive()
-        version = "1.1"
-        if not request.keep_alive or b"connection" in known or b"host" not in known:
-            version = parser.get_http_version()
-            if version == "1.0":
-                request.old = True
-                request.keep_alive = False
-        if request.twice or b"transfer-encoding" in known or b"host" not in known:
+        version = parser.get_http_version()
+        if version == "1.0":
+            request.old = True
+            request.keep_alive = False
+        if request.twice or b"transfer-encoding" in known or known.get(b"host") not in self.shared.hosts or version != "1.1":
             fault = request.fault(version)
             if fault is not None:
                 raise httptools.HttpParserError(fault)
+            self.shared.know(known.get(b"host"))
         if b"expect" in known:
             request.expects_continue = known[b"expect"].lower() == b"100-continue"
         self._waiting.append(request)
 
     def on_body(self, data: bytes) -> None:
+        self._body_bytes += len(data)
         request = self._parsing
         if request is not None and not request.answered:
             request.pieces.append(data)
@@ -231,8 +256,7 @@ class ClientConnection(asyncio.Protocol):
         self._resume()
 
     def took_body(self) -> None:
-        if len(self._waiting) <= PIPELINE_MAX:
-            self._resume()
+        self._may_resume()
 
     def answered(self) -> None:
         """The answer is written: what is next?"""
@@ -244,13 +268,14 @@ class ClientConnection(asyncio.Protocol):
         request.pieces = []
         request.held = 0
         if not request.keep_alive or request.expects_continue:
-            self._deaf = True
-            self.transport.close()
+            if request.complete and not self._deaf:
+                self._deaf = True
+                self.transport.close()
+            else:
+                self._leave()
             return
         if self.transport.is_closing():
             return
-        if self._paused:
-            self._resume()
         if self._waiting:
             if not self._starting:
                 self._start()
@@ -260,6 +285,8 @@ class ClientConnection(asyncio.Protocol):
             # Answered before the body was in: the rest is read and thrown away, so that the answer is not lost to a reset, for a while.
             self._discarding = True
             self._deadline = self.loop.time() + self.shared.settings.header_timeout
+        if self._paused:
+            self._may_resume()
 
     async def drain(self) -> None:
         """Until the client takes more."""
@@ -287,6 +314,9 @@ class ClientConnection(asyncio.Protocol):
             self.transport.abort()
         elif self._deadline is not None and now > self._deadline:
             self._deadline = None
+            if self._leaving:
+                self.transport.abort()
+                return
             self._refuse(b"408 Request Timeout")
 
     def close_soon(self) -> None:
@@ -301,13 +331,31 @@ class ClientConnection(asyncio.Protocol):
         """Serve what waits, one after the other; those that are answered at once, in a loop and not in depth."""
         self._starting = True
         try:
-            while self.current is None and self._waiting and not self.transport.is_closing():
+            while self.current is None and self._waiting and not self.write_paused and not self.transport.is_closing():
                 self.current = request = self._waiting.popleft()
                 if self.closing_after_next:
                     request.keep_alive = False
                 self.shared.serve(request, Reply(self, request))
         finally:
             self._starting = False
+
+    def _only_the_rest(self) -> bool:
+        """What is malformed follows requests that are whole: they are answered, and what follows is not looked at."""
+        if self._parsing is not None and self._parsing in self._waiting:
+            self._waiting.remove(self._parsing)
+        last = self._waiting[-1] if self._waiting else self.current
+        if last is None or last is self._parsing or not last.complete:
+            return False
+        last.keep_alive = False
+        self._parsing = None
+        self._in_headers = self._deaf = True
+        self._header_bytes = 0
+        return True
+
+    def _framing_is_too_much(self) -> bool:
+        if self._in_headers:
+            return False
+        return self._sent_bytes - self._body_bytes > self.shared.settings.max_header + FRAMING_PER_BYTE * self._body_bytes
 
     def _malformed(self, error: Exception) -> None:
         self._waiting.clear()
@@ -319,7 +367,7 @@ class ClientConnection(asyncio.Protocol):
         text = f"this is not an HTTP request: {cause}\n".encode("ascii", "replace")
         head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         self.transport.write(head % len(text) + text)
-        self.transport.close()
+        self._leave()
 
     def _refuse(self, status: bytes) -> None:
         self._deaf = True
@@ -328,14 +376,28 @@ class ClientConnection(asyncio.Protocol):
         if self.current is not None:
             self.cut()
             return
-        if self._header_bytes and not self._discarding:
-            self.transport.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-        self.transport.close()
+        if not self._header_bytes or self._discarding:
+            self.transport.close()
+            return
+        self.transport.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        self._leave()
+
+    def _leave(self) -> None:
+        """Close, and throw away for a while what still comes: closing with bytes unread would reset the connection, and the answer be lost."""
+        self._deaf = self._leaving = True
+        self._resume()
+        self.transport.write_eof()
+        self._deadline = self.loop.time() + LINGER
 
     def _pause(self) -> None:
         if not self._paused and not self.lost:
             self._paused = True
             self.transport.pause_reading()
+
+    def _may_resume(self) -> None:
+        """Read on, unless enough waits for its answer, or the client does not take its answers."""
+        if len(self._waiting) <= PIPELINE_MAX and not (self.write_paused and self.current is None):
+            self._resume()
 
     def _resume(self) -> None:
         if self._paused and not self.lost and not self.transport.is_closing():

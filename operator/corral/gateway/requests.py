@@ -42,6 +42,7 @@ PLAIN = frozenset({b"accept", b"user-agent", b"accept-language"})
 """Headers that go on and mean nothing here: those that nearly every client sends."""
 _ONCE = frozenset({b"host", b"content-length", b"transfer-encoding"})
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]*|\[[0-9A-Fa-fvV:.%]+\])(?::[0-9]*)?")
 _id_prefix = os.urandom(8).hex().encode()
 _id_count = count(int.from_bytes(os.urandom(4), "little"))
 
@@ -97,16 +98,23 @@ class Request:
     def fault(self, version: str) -> str | None:
         """What makes it ambiguous for anybody in front of or behind us."""
         known = self.known
+        if version not in ("1.0", "1.1"):
+            return f"HTTP/{version} is not spoken here"
         coding = known.get(b"transfer-encoding")
         if coding is not None:
+            if version == "1.0":
+                return "a transfer-encoding in HTTP/1.0"
             if coding.strip().lower() != b"chunked":
                 return "a transfer-encoding other than chunked"
             if b"content-length" in known:
                 return "both content-length and transfer-encoding"
         if self.twice:
             return "host or the body's length is given twice"
-        if b"host" not in known and version != "1.0":
-            return "the host must be given once"
+        host = known.get(b"host")
+        if host is None:
+            return "the host must be given once" if version != "1.0" else None
+        if not _HOST.fullmatch(host):
+            return "the host is none"
         return None
 
     def split(self) -> bool:
