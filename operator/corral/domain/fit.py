@@ -82,12 +82,10 @@ def fits_alone(snapshot: Snapshot | State, model: Model) -> bool:
         if need_on(footprint, device.kind) <= usable:
             return True
         if device.kind is DeviceKind.GPU:
-            rooms.setdefault(node.name, []).append(usable)
-    if model.max_devices < 2:
-        return False
-    for each in rooms.values():  # the largest of each node come first
-        if any(split(footprint, each[:count]) is not None for count in range(2, min(model.max_devices, len(each)) + 1)):
-            return True
+            there = rooms.setdefault(node.name, [])  # the largest of each node come first
+            there.append(usable)
+            if 2 <= len(there) <= model.max_devices and split(footprint, there) is not None:
+                return True
     return False
 
 

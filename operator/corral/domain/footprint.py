@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from corral.domain.model import DeviceKind, Footprint
 
@@ -45,6 +46,11 @@ def split(footprint: Footprint, rooms: Sequence[int]) -> Split | None:
 
     Layers stay in order, each device has at least one, compute buffers and a context are needed on each.
     """
+    return _split(footprint, tuple(rooms))
+
+
+@lru_cache(maxsize=8192)  # GPUs are alike: on most nodes of a large cluster the same question has the same answer
+def _split(footprint: Footprint, rooms: tuple[int, ...]) -> Split | None:
     if len(rooms) == 1:
         need = need_on(footprint, DeviceKind.GPU)
         return Split((need,), (1.0,)) if need <= rooms[0] else None

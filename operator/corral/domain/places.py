@@ -12,7 +12,7 @@ from itertools import chain, islice
 
 from corral.domain.draft import Draft
 from corral.domain.eviction import Lack
-from corral.domain.fit import candidates, closed_for, device_closed, node_closed, selected
+from corral.domain.fit import closed_for, device_closed, node_closed, selected
 from corral.domain.footprint import need_on, split
 from corral.domain.model import Device, DeviceKey, DeviceKind, Footprint, Model, Node, Replica
 
@@ -22,6 +22,7 @@ DOWNLOAD_RATE = 100_000_000  # bytes per second that a download is thought to re
 MOST_FITS = 16
 MOST_NEAR = 16
 MOST_SEARCHED = 32
+MOST_NODES = 32  # the same for models that are split, and for each figure by which nodes are looked for
 MOST_SHOWN = 8
 
 
@@ -93,6 +94,7 @@ class Finder:
         self._taken = taken_by(draft, model)
         self._known: dict[DeviceKey, Place | None] = {}
         self._several: list[Place] | None = None
+        self._spreads: dict[str, Place | None] = {}
         self.single = model.max_devices < 2 or any(self.at(key) is not None for key in self.ranks.usable.at_least(self.least))
 
     def at(self, key: DeviceKey) -> Place | None:
@@ -203,19 +205,54 @@ class Finder:
         if self.single:
             return [each for key in keys if key in self.draft.snapshot.devices and (each := self.at(key)) is not None]
         there = set(keys)
-        return [each for each in self.several() if there & set(each.keys)]
+        spreads = (self._on_node(name) for name in sorted({key.node for key in there}))
+        return [each for each in spreads if each is not None and there & set(each.keys)]
 
     def several(self) -> list[Place]:
         """The fewest devices of each node over which the layers can be split."""
         if self._several is None:
-            nodes: dict[str, list[Device]] = {}
-            for node, device in candidates(self.draft.snapshot, self.model):
-                closed = node_closed(self.model, node) or device_closed(device) or backing_off(self.draft, self.model, node.name)
-                closed = closed or self.draft.claimed_by_other(device.key, self.model.namespace)
-                if not closed and device.key not in self._taken and device.kind is DeviceKind.GPU:
-                    nodes.setdefault(node.name, []).append(device)
-            self._several = [each for devices in nodes.values() if (each := self._spread(devices)) is not None]
+            self._several = [each for name in sorted(self._worth_a_look()) if (each := self._on_node(name)) is not None]
         return self._several
+
+    def _worth_a_look(self) -> set[str]:
+        """Nodes: all of them, or those with the file, with the tightest and the widest room, least used, and with most that is in its turn."""
+        if len(self.ranks.usable.rows) <= MOST_SEARCHED * 8:
+            return {key.node for _, key in self.ranks.usable.rows}
+        part = self.least // self.model.max_devices
+        sources = (
+            self._near_file(),
+            self.ranks.free.at_least(part),
+            self.ranks.free.largest(),
+            (key for _, key in self._by_last_use()),
+            self.ranks.turn_room.largest(),
+        )
+        found: set[str] = set()
+        for source in sources:
+            nodes: set[str] = set()
+            for key in islice(source, MOST_NODES * 16):
+                nodes.add(key.node)
+                if len(nodes) == MOST_NODES:
+                    break
+            found |= nodes
+        return found
+
+    def _on_node(self, name: str) -> Place | None:
+        if name not in self._spreads:
+            self._spreads[name] = self._spread_over(name)
+        return self._spreads[name]
+
+    def _spread_over(self, name: str) -> Place | None:
+        draft, model = self.draft, self.model
+        node = draft.snapshot.nodes.get(name)
+        if node is None or not selected(model, node) or node_closed(model, node) or backing_off(draft, model, name):
+            return None
+        open_ = []
+        for key in draft.snapshot.on_node(name):
+            device = draft.snapshot.devices[key]
+            if device.kind is not DeviceKind.GPU or key in self._taken or device_closed(device) or draft.claimed_by_other(key, model.namespace):
+                continue
+            open_.append(device)
+        return self._spread(open_) if len(open_) > 1 else None
 
     def _spread(self, devices: list[Device]) -> Place | None:
         by_room = sorted(devices, key=lambda each: (-self.draft.room(each).now, each.key))
