@@ -7,7 +7,9 @@ A real gateway over real sockets, and a pod that takes so long to load. The clie
 
 import argparse
 import asyncio
+import json
 import time
+from pathlib import Path
 
 import openai
 import uvloop
@@ -22,7 +24,9 @@ from corral.gateway.settings import GatewaySettings
 async def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--seconds", type=float, default=90.0)
-    seconds = parser.parse_args().seconds
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    seconds = options.seconds
     stand = Stand(GatewaySettings(host="127.0.0.1", port=0, admin_host="127.0.0.1", admin_port=0, grace=1))
     await stand.server.start()
     async with Pod(state="Sleeping") as pod, openai.AsyncOpenAI(base_url=stand.url + "/v1", api_key="none") as client:
@@ -42,6 +46,8 @@ async def main():
         took = time.monotonic() - began
         await loading
         print(f"openai {openai.__version__}: {text!r} after {took:.2f} s; status after {headers:.2f} s; the pod saw {len(pod.seen)} request(s)")
+        if options.json:
+            options.json.write_text(json.dumps({"seconds": took, "status_after": headers, "requests_seen": len(pod.seen), "text": text}))
     await stand.server.stop()
 
 

@@ -1,4 +1,4 @@
-"""How long one decision takes, by the size of the cluster: `python bench/decide.py [--nodes 1000] [--rounds 15]`.
+"""How long one decision takes, by the size of the cluster: `python bench/decide.py [--nodes 1000] [--rounds 15] [--json FILE]`.
 
 A cluster of N nodes with 8 devices each, 10 models and 4 resident replicas per node, and 100 models that wait. Half of the devices are full of
 foreign pods, the other half hold one replica each, three in ten of them busy; so waiters have to evict. Ten in a hundred waiters are less important
@@ -9,6 +9,8 @@ single replica changed (with what that change costs). The table ends with the ex
 from __future__ import annotations
 
 import argparse
+import gc
+import json
 import math
 import random
 import statistics
@@ -16,6 +18,7 @@ import time
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 from corral.domain.decide import decide
 from corral.domain.model import Demand, Device, DeviceKey, DeviceKind, Footprint, Model, Node, Pool, Replica, ReplicaState
@@ -120,6 +123,8 @@ def timed(state: State, now: float) -> tuple[float, Plan]:
 def measure(nodes: int, rounds: int) -> tuple[dict[str, float], Counter[str]]:
     state = build(nodes)
     decide(state.snapshot(), NOW)
+    gc.collect()
+    gc.freeze()  # as the operator does once its caches are filled: collecting what stays would be timed as a part of some decision
     first = [timed(state, NOW)[0] for _ in range(rounds)]
     plan = decide(state.snapshot(), NOW)
     kinds = Counter(type(action).__name__ for action in plan.actions)
@@ -154,6 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nodes", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args()
     sizes = [max(25, options.nodes // part) for part in (8, 4, 2, 1)]
     rows = []
@@ -164,12 +170,16 @@ def main() -> None:
         counts = ", ".join(f"{name} {count}" for name, count in sorted(kinds.items()))
         times = f"{figures['all new']:>9.2f} {figures['evicting']:>9.2f} {figures['one change']:>11.2f}"
         print(f"{nodes:>6} {8 * nodes:>8} {10 * nodes:>7} {4 * nodes:>9} {times}   {counts}")
-    growth = ", ".join(f"{name} {exponent(sizes, [row[name] for row in rows]):.2f}" for name in rows[0])
-    print(f"exponent of the growth: {growth} (1 is linear)")
+    exponents = {name: exponent(sizes, [row[name] for row in rows]) for name in rows[0]}
+    print(f"exponent of the growth: {', '.join(f'{name} {found:.2f}' for name, found in exponents.items())} (1 is linear)")
     tracemalloc.start()
     state = build(options.nodes)
     state.snapshot()
-    print(f"memory of the snapshot: {tracemalloc.get_traced_memory()[0] / (1 << 20):.0f} MiB")
+    memory = tracemalloc.get_traced_memory()[0] / (1 << 20)
+    print(f"memory of the snapshot: {memory:.0f} MiB")
+    if options.json:
+        table = [{"nodes": nodes} | row for nodes, row in zip(sizes, rows, strict=True)]
+        options.json.write_text(json.dumps({"milliseconds": table, "exponents": exponents, "snapshot_mib": memory}, indent=1))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import bisect
+import json
 import math
 import random
 import statistics
@@ -286,10 +287,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--write", action="store_true", help="put tables and plot into docs/")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures of every run there too")
     options = parser.parse_args()
     small = small_cases(options.seeds)
     print("\n".join(["Load seconds against the optimum, 8 models, 200 requests:", *small, ""]), flush=True)
     found = measure(options.seeds)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
     if options.write:
         write(found, small, options.seeds)
 

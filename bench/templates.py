@@ -126,9 +126,11 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--show", action="store_true", help="print where they differ")
     parser.add_argument("--only", default="", help="templates whose name holds this")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write which prompts of which template differ")
     options = parser.parse_args()
     renderer = Renderer()
     same = total = 0
+    differences: dict[str, list[str]] = {}
     for template in sorted(t for t in options.templates.glob("*.jinja") if options.only in t.name):
         wanted, bos, eos = theirs(options.llama_server, options.model, template)
         text = template.read_text(encoding="utf-8")
@@ -143,8 +145,11 @@ def main() -> None:
             if options.show:
                 print(f"--- {template.stem}: {name}")
                 print("\n".join(difflib.unified_diff(other.split("\n"), mine.split("\n"), "llama-server", "corral", lineterm="", n=0)))
+        differences[template.stem] = differing
         print(f"{template.stem}: {'same' if not differing else 'differs: ' + ', '.join(differing)}", flush=True)
     print(f"{same} of {total} prompts are the same")
+    if options.json:
+        options.json.write_text(json.dumps({"same": same, "total": total, "differ": differences}, indent=1))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -140,6 +141,8 @@ class Controller:
                 ):
                     self.store.wake.clear()
                     await self.store.wake.wait()
+        gc.collect()
+        gc.freeze()  # the caches are filled: what stays need not be walked through in the middle of some decision
         self._rounds.at = self._clock() + self.settings.resync
         self.store.touch_all()
 
