@@ -70,11 +70,8 @@ class Switch:
 
     def _apply(self, chosen: AdapterSet) -> None:
         size = max(len(chosen), 1)
-        handles = (ctypes.c_void_p * size)(*(_address(self._handles[n]) for n, _ in chosen))
+        # An array of the handles' own type: ctypes would take a single pointer for the first of them, and pass its address.
+        handles = (L.llama_adapter_lora_p_ctypes * size)(*(self._handles[n] for n, _ in chosen))
         scales = (ctypes.c_float * size)(*(s for _, s in chosen))
-        L.llama_set_adapters_lora(self._context, ctypes.cast(handles, ctypes.POINTER(ctypes.c_void_p)), len(chosen), scales)
+        L.llama_set_adapters_lora(self._context, handles, len(chosen), scales)
         self._current = chosen
-
-
-def _address(handle: Any) -> int | None:
-    return ctypes.cast(handle, ctypes.c_void_p).value
