@@ -27,7 +27,7 @@ from corral_server.openai.rerank import rerank
 from corral_server.openai.responses import count_input as count_response_input
 from corral_server.openai.responses import responses
 from corral_server.openai.service import Service
-from corral_server.openapi import described
+from corral_server.openapi import NAMED_MODEL, PLAIN, described
 from corral_server.supervisor import Supervisor
 from corral_server.tokens import TokenVerifier
 
@@ -80,7 +80,7 @@ def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIA
     async def models(request: Request) -> Response:
         return json_response({"object": "list", "data": [model_object(service.served_name(request))]})
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", openapi_extra=NAMED_MODEL)
     async def model(request: Request, name: str) -> Response:
         if name not in (service.served_name(request), supervisor.spec.served_name, supervisor.spec.name):
             raise ApiError(404, "model_not_found", f"there is no model {name!r} here", "model")
@@ -90,7 +90,7 @@ def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIA
     async def props(request: Request) -> Response:
         return json_response(properties(service, request))
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=Response, openapi_extra=PLAIN)
     async def metrics() -> Response:
         engine = supervisor.engine
         text = exposition(supervisor.life, supervisor.totals, processing=engine.active if engine else 0, queued=supervisor.queued)
@@ -100,7 +100,7 @@ def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIA
     async def slots(request: Request) -> Response:
         return await slot_list(service, request)
 
-    @app.post("/slots/{slot}")
+    @app.post("/slots/{slot}", openapi_extra=described("/slots/{slot}"))
     async def act_on_slot(request: Request, slot: str) -> Response:
         return await slot_action(service, request, slot)
 

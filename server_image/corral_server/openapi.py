@@ -6,12 +6,12 @@ Unknown fields are allowed everywhere, as the endpoints allow them.
 from typing import Any
 
 Schema = dict[str, Any]
-_MOST = (1 << 31) - 1
+_MOST = 1 << 31
 _TEXT: Schema = {"type": "string"}
 _FLAG: Schema = {"type": ["boolean", "null"]}
 _OBJECT: Schema = {"type": "object"}
 _MAYBE_TEXT: Schema = {"type": ["string", "null"]}
-_TOKEN: Schema = {"type": "integer", "minimum": 0, "maximum": _MOST}
+_TOKEN: Schema = {"type": "integer", "minimum": 0, "maximum": _MOST - 1}
 
 
 def _whole(low: int, high: int = _MOST) -> Schema:
@@ -53,7 +53,7 @@ _FORMAT: Schema = {
     "anyOf": [
         {"type": "null"},
         _body("type", type={"enum": ["text", "json_object"]}),
-        _body("type", "json_schema", type={"const": "json_schema"}, json_schema=_body("name", "schema", name=_NAME, schema=_PARAMETERS)),
+        _body("type", "json_schema", type={"const": "json_schema"}, json_schema=_body("schema", name=_MAYBE_TEXT, schema=_PARAMETERS)),
     ]
 }
 _SAMPLING = {
@@ -163,7 +163,15 @@ def described(path: str) -> dict[str, Any]:
     error = _ANTHROPIC_ERROR if known.startswith("/v1/messages") else _ERROR
     content: dict[str, Any] = {"application/json": {"schema": _ANSWERS.get(known, {})}}
     if known in _STREAMS:
-        content["text/event-stream"] = {"schema": _TEXT}
+        content["text/event-stream"] = {"schema": {}}
     answers: dict[str, Any] = {"200": {"description": "The answer", "content": content}}
     answers.update({status: {"description": why, "content": {"application/json": {"schema": error}}} for status, why in _ERRORS.items()})
+    if known not in REQUESTS:
+        return {"responses": answers}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": REQUESTS[known]}}}, "responses": answers}
+
+
+PLAIN: dict[str, Any] = {"responses": {"200": {"description": "Prometheus' text format", "content": {"text/plain": {"schema": _TEXT}}}}}
+NAMED_MODEL: dict[str, Any] = {
+    "responses": {"404": {"description": "No such model", "content": {"application/json": {"schema": _ERROR}}}},
+}

@@ -34,7 +34,8 @@ class Head:
 
     @classmethod
     def make(cls, prefix: str, model: str) -> "Head":
-        return cls(f"{prefix}-{uuid.uuid4().hex}", model)
+        """`prefix` with what separates it: OpenAI's kinds of ids differ in that."""
+        return cls(f"{prefix}{uuid.uuid4().hex}", model)
 
 
 @dataclass

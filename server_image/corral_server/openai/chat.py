@@ -36,7 +36,7 @@ async def chat_completions(service: Service, request: Request) -> Response:
     body = fields.parse_body(await service.body(request))
     streaming, usage_chunk = fields.flag(body, "stream"), fields.stream_usage(body)
     conversation = await prepare(service, request, body)
-    head = Head.make("chatcmpl", service.served_name(request, body))
+    head = Head.make("chatcmpl-", service.served_name(request, body))
     generation = conversation.start(service)
     usage = Usage()
     if not streaming:

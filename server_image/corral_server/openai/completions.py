@@ -81,7 +81,7 @@ async def completions(service: Service, request: Request) -> Response:
         for p in prompts
         for i in range(best_of)
     ]  # fmt: skip
-    head = Head.make("cmpl", service.served_name(request, body))
+    head = Head.make("cmpl-", service.served_name(request, body))
     generation = Generation(engine, jobs)
     usage = Usage()
     if streaming:

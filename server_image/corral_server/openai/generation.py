@@ -61,9 +61,14 @@ class Generation:
             stream.close()
 
     async def collect(self) -> list[Finished]:
+        tasks = [asyncio.create_task(_collect(s)) for s in self.streams]
         try:
-            return list(await asyncio.gather(*(_collect(s) for s in self.streams)))
+            return list(await asyncio.gather(*tasks))
         finally:
+            # When one failed, the others would wait for events that never come.
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             self.close()
 
     async def events(self) -> AsyncIterator[list[tuple[int, Message]]]:

@@ -27,7 +27,7 @@ async def responses(service: Service, request: Request) -> Response:
     streaming = fields.flag(body, "stream")
     chat = to_chat(body)
     conversation = await prepare(service, request, chat.body, chat.named)
-    head = Head.make("resp", service.served_name(request, body))
+    head = Head.make("resp_", service.served_name(request, body))
     base = begun(head, body, conversation.jobs[0]["sampling"], parallel=conversation.toolbox.parallel is not False)
     generation = conversation.start(service)
     usage = Usage()

@@ -103,6 +103,9 @@ class Service:
         if kind == "json_schema":
             described = fields.mapping(form, "json_schema") or form
             schema = described.get("schema")
+            if described.get("name") is not None and not isinstance(described["name"], str):
+                at = "response_format.json_schema.name"
+                raise invalid(at, f"{at} is {fields.shown(described['name'])}; it has to be a string")
             if not isinstance(schema, (dict, bool)):
                 raise invalid("response_format.json_schema.schema", "response_format.json_schema.schema is missing; it has to be a JSON schema")
         elif kind == "json_object":
