@@ -26,7 +26,7 @@ CASES = {
     "unreachable": (deployment("unreachable", "http://nowhere.hub.svc.cluster.local:8000/x.gguf"), {"SourceUnreachable"}, "nowhere.hub"),
     "missing": (deployment("missing", f"{HUB_URL}/files/missing.gguf"), {"SourceNotFound"}, "missing.gguf"),
     "not-a-gguf": (deployment("not-a-gguf", f"{HUB_URL}/faults/not-a-gguf"), {"NotAGGUF"}, "not-a-gguf"),
-    "no-secret": (deployment("no-secret", f"{HUB_URL}/files/alpaca.gguf", model={"secretRef": {"name": "absent"}}), {"SecretNotFound"}, "absent"),
+    "no-secret": (deployment("no-secret", f"{HUB_URL}/files/org/alpaca/alpaca.gguf", model={"secretRef": {"name": "absent"}}), {"SecretNotFound"}, "absent"),
 }
 
 
@@ -55,7 +55,7 @@ def test_a_wrong_checksum_ends_stalled_and_the_right_one_heals_it(world: World, 
 
 
 def test_a_source_that_comes_to_life_is_found_by_the_retry(world: World, neighbour):
-    world.apply(deployment("later", f"http://later.{MODELS}.svc.cluster.local:8000/files/badger.gguf"))
+    world.apply(deployment("later", f"http://later.{MODELS}.svc.cluster.local:8000/files/org/badger/badger.gguf"))
     world.wait_condition("later", "Stalled", "True", "SourceUnreachable", timeout=120)
     service = {
         "apiVersion": "v1",
