@@ -53,7 +53,6 @@ def test_a_broken_specification_is_refused(text: str, says: str):
     ("more", "field"),
     [
         ({"model": {"source": "file:///m", "projector": "file:///p"}}, "model.projector"),
-        ({"engine": {"draft": {"ngram": True}}}, "engine.draft"),
         ({"engine": {"draft": {"source": "file:///d"}}}, "engine.draft"),
     ],
 )
