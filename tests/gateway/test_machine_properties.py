@@ -168,13 +168,13 @@ class Gateway(RuleBasedStateMachine):
         assert not any(self.waiting.values())
         assert (self.machine.waiting(), self.machine.in_flight(), self.machine.held_bytes) == (0, 0, 0)
         assert not self.machine._tickets
-        assert not self.machine._waiting_by_key
+        assert not self.machine._room._by_key
         assert not self.watched
         self.now += 5
         self.machine.report(self.now)
         self.now += 5
         self.machine.report(self.now)
-        assert self.machine.wake_at() is None or self.machine._reopenings or self.machine._deadlines
+        assert self.machine.wake_at() is None or self.machine._reopenings or self.machine._room._deadlines
 
 
 TestGateway = Gateway.TestCase

@@ -28,9 +28,7 @@ oldest first; with no waiters nothing is watched.
 
 from __future__ import annotations
 
-import bisect
 import heapq
-from dataclasses import dataclass, field
 
 from corral.domain import reasons
 from corral.gateway import refusals
@@ -48,9 +46,11 @@ from corral.gateway.effects import (
     Wait,
     Watch,
 )
+from corral.gateway.entries import Model, Replica, Ticket
 from corral.gateway.naming import Names, Route
 from corral.gateway.ports import LOADED, ModelDemand, ModelView, ReplicaView, Report, Wish
 from corral.gateway.reporting import ReportSchedule
+from corral.gateway.waiting import WaitingRoom
 
 UNDER_WAY = frozenset({reasons.LOADING, reasons.STARTING, reasons.DOWNLOADING, reasons.EVICTING})
 WISH_LIFETIME = 60.0
@@ -59,73 +59,23 @@ REFUSAL_PAUSE = 0.05
 REFUSAL_PAUSE_MAX = 1.0
 
 
-@dataclass(slots=True)
-class _Replica:
-    view: ReplicaView
-    open: bool = False
-    by_hint: bool = False
-    """Opened by `status.placements` and by nothing better."""
-    in_flight: int = 0
-    refusals: int = 0
-    """In a row. A pod that says it admits and refuses all the same is tried ever more slowly."""
-    closed_until: float = 0.0
-    status: ReplicaStatus | None = None
-    known_error: float | None = None
-    watched: bool = False
-
-    @property
-    def uid(self) -> str:
-        return self.view.uid
-
-
-@dataclass(slots=True)
-class _Ticket:
-    arrival: Arrival
-    place: int
-    since: float
-    deadline: float
-    replica: _Replica | None = None
-    """Where it is in flight; None while it waits."""
-
-
-@dataclass(slots=True)
-class _Model:
-    key: str
-    view: ModelView | None = None
-    replicas: dict[str, _Replica] = field(default_factory=dict)
-    queue: list[_Ticket] = field(default_factory=list)
-    """By place."""
-    in_flight: int = 0
-    last_used: float | None = None
-    joined: bool = False
-    """Somebody joined since the model had no waiters: the report of that went out."""
-    returning_until: float = 0.0
-    """Clients whose wait was over were told to come back; their place is kept until then."""
-    wish: Wish | None = None
-    wished_at: float = 0.0
-
-
 class Machine:
     """See the module's docstring. `wall_offset` is what turns `now` into seconds since 1970."""
 
     def __init__(self, *, wall_offset: float = 0.0, first_sequence: int = 1, held_bytes_max: int = 1 << 30) -> None:
         self._wall_offset = wall_offset
-        self._held_bytes_max = held_bytes_max
-        self._models: dict[str, _Model] = {}
-        self._replicas: dict[str, _Replica] = {}
-        self._tickets: dict[str, _Ticket] = {}
+        self._models: dict[str, Model] = {}
+        self._replicas: dict[str, Replica] = {}
+        self._tickets: dict[str, Ticket] = {}
+        self._room = WaitingRoom(self._tickets, held_bytes_max)
         self._names = Names()
-        self._deadlines: list[tuple[float, int, str]] = []
         self._reopenings: list[tuple[float, str]] = []
         self._schedule = ReportSchedule(first_sequence)
         self._busy: set[str] = set()
         """Models with anything waiting, in flight, or wished."""
         self._places = 0
-        self._waiting = 0
-        self._held_bytes = 0
         self.sooner = True
         """`wake_at` may be earlier than when it was last asked."""
-        self._waiting_by_key: dict[tuple[str, str], int] = {}
 
     # What there is
 
@@ -162,7 +112,7 @@ class Machine:
         replica = self._replicas.get(view.uid)
         effects: list[Effect] = []
         if replica is None:
-            replica = _Replica(view)
+            replica = Replica(view)
             self._replicas[view.uid] = model.replicas[view.uid] = replica
             hint_changed = True
         else:
@@ -204,7 +154,7 @@ class Machine:
         if arrival.id in self._tickets:
             raise ValueError(f"request id {arrival.id!r} is in use: ids name one request each")
         self._places += 1
-        ticket = _Ticket(arrival, self._places, now, now + model.view.hold.timeout)
+        ticket = Ticket(arrival, self._places, now, now + model.view.hold.timeout)
         if not model.queue:
             candidates = [replica for replica in model.replicas.values() if replica.open]
             if candidates:
@@ -315,9 +265,10 @@ class Machine:
     def wake_at(self, *, reports: bool = True) -> float | None:
         """When `tick` (or `report`, unless `reports` is false) next has something to do, if nothing happens until then."""
         self.sooner = False
-        while self._deadlines and self._stale_deadline(self._deadlines[0]):
-            heapq.heappop(self._deadlines)
-        times = [entry[0] for entry in (self._deadlines[:1])] + [entry[0] for entry in self._reopenings[:1]]
+        times = [entry[0] for entry in self._reopenings[:1]]
+        deadline = self._room.next_deadline()
+        if deadline is not None:
+            times.append(deadline)
         due = self._schedule.due_at(active=bool(self._busy)) if reports else None
         if due is not None:
             times.append(due)
@@ -325,16 +276,13 @@ class Machine:
 
     def tick(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            entry = heapq.heappop(self._deadlines)
-            if self._stale_deadline(entry):
-                continue
-            ticket = self._tickets.pop(entry[2])
+        while (overdue := self._room.pop_overdue(now)) is not None:
+            ticket = self._tickets.pop(overdue)
             model = self._model(ticket.arrival.model)
             self._dequeue(model, ticket, now)
             view = model.view
             refusal = refusals.not_found(model.key) if view is None else self._timed_out(model, view, ticket, now)
-            effects.append(Reject(entry[2], refusal))
+            effects.append(Reject(overdue, refusal))
             self._settle(model, now, effects)
         while self._reopenings and self._reopenings[0][0] <= now:
             _, uid = heapq.heappop(self._reopenings)
@@ -400,13 +348,13 @@ class Machine:
 
     def waiting(self, key: str | None = None) -> int:
         if key is None:
-            return self._waiting
+            return self._room.waiting
         model = self._models.get(key)
         return len(model.queue) if model else 0
 
     @property
     def held_bytes(self) -> int:
-        return self._held_bytes
+        return self._room.held_bytes
 
     def resident(self, key: str) -> bool:
         """Whether a request for it would be sent at once."""
@@ -439,28 +387,27 @@ class Machine:
         model = self._model(ticket.arrival.model)
         state, progress = self.progress(model.key)
         loaded = next((entry.message for entry in model.view.conditions if entry.type == "Loaded"), "") if model.view else ""
-        ahead = bisect.bisect_left(model.queue, ticket.place, key=lambda one: one.place)
-        return Situation(state, progress, loaded, ahead, now - ticket.since, max(0.0, ticket.deadline - now))
+        return Situation(state, progress, loaded, self._room.ahead(model, ticket), now - ticket.since, max(0.0, ticket.deadline - now))
 
     # Inside
 
-    def _model(self, key: str) -> _Model:
+    def _model(self, key: str) -> Model:
         model = self._models.get(key)
         if model is None:
-            model = self._models[key] = _Model(key)
+            model = self._models[key] = Model(key)
         return model
 
-    def _forget(self, model: _Model) -> None:
+    def _forget(self, model: Model) -> None:
         """Drop the entry of a model that is gone and of which nothing is left."""
         if model.view is None and not model.replicas and not model.queue and not model.in_flight:
             self._models.pop(model.key, None)
             self._busy.discard(model.key)
 
     @staticmethod
-    def _open(model: _Model) -> list[_Replica]:
+    def _open(model: Model) -> list[Replica]:
         return [replica for replica in model.replicas.values() if replica.open]
 
-    def _open_replica(self, replica: _Replica, now: float, *, by_hint: bool) -> None:
+    def _open_replica(self, replica: Replica, now: float, *, by_hint: bool) -> None:
         if now < replica.closed_until:
             heapq.heappush(self._reopenings, (replica.closed_until, replica.uid))
             self.sooner = True
@@ -472,56 +419,28 @@ class Machine:
         if self._schedule.mark(key, now, urgent=urgent):
             self.sooner = True
 
-    def _why_not_hold(self, model: _Model, view: ModelView, arrival: Arrival) -> Rejection | None:
+    def _why_not_hold(self, model: Model, view: ModelView, arrival: Arrival) -> Rejection | None:
         if not arrival.autoload:
             return refusals.not_loaded(view)
         if not arrival.may_wake:
             return refusals.may_not_wake(view)
-        blocked = refusals.blocked(view)
-        if blocked is not None:
-            return blocked
-        if len(model.queue) >= view.hold.per_model:
-            return refusals.full(view, f"{len(model.queue)} requests wait already for this model (hold.perModel {view.hold.per_model})")
-        if self._waiting >= view.hold.total:
-            return refusals.full(view, f"{self._waiting} requests wait already (hold.total {view.hold.total})")
-        if self._held_bytes + arrival.size > self._held_bytes_max:
-            return refusals.full(view, f"{self._held_bytes} bytes of requests are held already (at most {self._held_bytes_max})")
-        if arrival.key and arrival.key_share < 1.0:
-            share = max(1, int(view.hold.per_model * arrival.key_share))
-            if self._waiting_by_key.get((model.key, arrival.key), 0) >= share:
-                return refusals.full(view, f"this key's {share} places in the waiting room are taken")
-        return None
+        return refusals.blocked(view) or self._room.no_place(model, view, arrival)
 
-    def _enqueue(self, model: _Model, ticket: _Ticket, now: float, *, urgent: bool) -> None:
-        bisect.insort(model.queue, ticket, key=lambda one: one.place)
-        arrival = ticket.arrival
-        self._tickets[arrival.id] = ticket
-        self._waiting += 1
-        self._held_bytes += arrival.size
-        if arrival.key:
-            slot = (model.key, arrival.key)
-            self._waiting_by_key[slot] = self._waiting_by_key.get(slot, 0) + 1
-        heapq.heappush(self._deadlines, (ticket.deadline, ticket.place, arrival.id))
+    def _enqueue(self, model: Model, ticket: Ticket, now: float, *, urgent: bool) -> None:
+        self._room.enter(model, ticket)
+        self._tickets[ticket.arrival.id] = ticket
         self.sooner = True
         self._busy.add(model.key)
         self._mark(model.key, now, urgent=urgent)
 
-    def _dequeue(self, model: _Model, ticket: _Ticket, now: float) -> None:
-        del model.queue[bisect.bisect_left(model.queue, ticket.place, key=lambda one: one.place)]
-        arrival = ticket.arrival
-        self._waiting -= 1
-        self._held_bytes -= arrival.size
-        if arrival.key:
-            slot = (model.key, arrival.key)
-            self._waiting_by_key[slot] -= 1
-            if not self._waiting_by_key[slot]:
-                del self._waiting_by_key[slot]
+    def _dequeue(self, model: Model, ticket: Ticket, now: float) -> None:
+        self._room.leave(model, ticket)
         if not model.queue:
             model.joined = False
         self._rest(model)
         self._mark(model.key, now)
 
-    def _grant(self, model: _Model, ticket: _Ticket, candidates: list[_Replica], now: float) -> Grant:
+    def _grant(self, model: Model, ticket: Ticket, candidates: list[Replica], now: float) -> Grant:
         assert model.view is not None  # noqa: S101 - both callers looked
         replica = choose(candidates, ticket.arrival.affinity)
         ticket.replica = replica
@@ -533,7 +452,7 @@ class Machine:
             self._mark(model.key, now)
         return Grant(ticket.arrival.id, replica.view, model.view)
 
-    def _release(self, model: _Model, ticket: _Ticket, now: float) -> None:
+    def _release(self, model: Model, ticket: Ticket, now: float) -> None:
         assert ticket.replica is not None  # noqa: S101 - both callers looked
         ticket.replica.in_flight -= 1
         ticket.replica = None
@@ -543,18 +462,18 @@ class Machine:
             self._rest(model)
             self._mark(model.key, now)
 
-    def _rest(self, model: _Model) -> None:
+    def _rest(self, model: Model) -> None:
         if not model.queue and not model.in_flight and model.wish is None:
             self._busy.discard(model.key)
 
-    def _refuse_all(self, model: _Model, refusal: Rejection, now: float, effects: list[Effect]) -> None:
+    def _refuse_all(self, model: Model, refusal: Rejection, now: float, effects: list[Effect]) -> None:
         for ticket in list(model.queue):
             self._dequeue(model, ticket, now)
             del self._tickets[ticket.arrival.id]
             effects.append(Reject(ticket.arrival.id, refusal))
         self._settle(model, now, effects)
 
-    def _settle(self, model: _Model, now: float, effects: list[Effect]) -> None:
+    def _settle(self, model: Model, now: float, effects: list[Effect]) -> None:
         """Give waiters to what is open, then watch what they wait for."""
         if model.queue and model.view is not None:
             candidates = self._open(model)
@@ -569,7 +488,7 @@ class Machine:
                 effects.append(Unwatch(replica.uid))
             replica.watched = wanted
 
-    def _load_failed(self, model: _Model, replica: _Replica, error: LoadError, now: float, effects: list[Effect]) -> None:
+    def _load_failed(self, model: Model, replica: Replica, error: LoadError, now: float, effects: list[Effect]) -> None:
         """A supervisor's failure that no retry can heal ends the wait of those who were there before it, unless another replica is on its way.
 
         What may heal is the operator's to judge; so is an out-of-memory, after which it makes more room and tries once more.
@@ -586,7 +505,7 @@ class Machine:
             del self._tickets[ticket.arrival.id]
             effects.append(Reject(ticket.arrival.id, refusal))
 
-    def _timed_out(self, model: _Model, view: ModelView, ticket: _Ticket, now: float) -> Rejection:
+    def _timed_out(self, model: Model, view: ModelView, ticket: Ticket, now: float) -> Rejection:
         """Its wait is over. Whoever is told when to come back finds the model's place kept."""
         refusal = refusals.timed_out(view, now - ticket.since)
         if refusal.code == "hold_timeout" and refusal.retry_after is not None:
@@ -594,11 +513,7 @@ class Machine:
             self._mark(model.key, now)
         return refusal
 
-    def _stale_deadline(self, entry: tuple[float, int, str]) -> bool:
-        ticket = self._tickets.get(entry[2])
-        return ticket is None or ticket.replica is not None or ticket.place != entry[1]
-
-    def _drop_wish(self, model: _Model, now: float) -> None:
+    def _drop_wish(self, model: Model, now: float) -> None:
         model.wish = None
         self._rest(model)
         self._mark(model.key, now)
