@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 from corral.gateway import bodies, errors, usage
 from corral.gateway.bodies import Asked, ClientGone, KeptBody
 from corral.gateway.effects import Arrival, Grant, Reject, Rejection
+from corral.gateway.endings import break_off, refuse_request
 from corral.gateway.errors import Refused, refuse
 from corral.gateway.headers import EVENT_STREAM, passing, stream_lines, without
+from corral.gateway.holding import hold
 from corral.gateway.keys import ApiKey
 from corral.gateway.limits import Admission
 from corral.gateway.naming import Route
@@ -181,7 +183,7 @@ class Exchange:
                 return
             self.served = True
             if self.pod_error is not None:
-                self._refuse(errors.from_pod(self.pod_status, bytes(self.pod_error)), ())
+                refuse_request(self, errors.from_pod(self.pod_status, bytes(self.pod_error)), ())
             elif not self.reply.finished:
                 self._settle_tokens()
                 self.reply.finish()
@@ -216,10 +218,10 @@ class Exchange:
             if self.gone or isinstance(error, ClientGone):
                 self.status = 499
             elif isinstance(error, Refused):
-                self._refuse(error.rejection, error.headers)
+                refuse_request(self, error.rejection, error.headers)
             else:
                 log.error("a request for %s failed", self.key or "no model", exc_info=error)
-                self._refuse(Rejection(500, "internal_error", "the gateway failed at this request; its log says why"), ())
+                refuse_request(self, Rejection(500, "internal_error", "the gateway failed at this request; its log says why"), ())
         finally:
             self._finish()
 
@@ -299,49 +301,10 @@ class Exchange:
         self.was_resident = False
         self.gateway.held(self)
         try:
-            return await self._hold(outcome)
+            return await hold(self, outcome)
         finally:
             self.waited += self.gateway.driver.now() - self.waits_since
             self.gateway.released(self)
-
-    async def _hold(self, future: asyncio.Future[Grant | Reject]) -> Grant:
-        view = self.gateway.machine.view(self.key)
-        heartbeat = view.hold.heartbeat if view is not None else 15.0
-        assert self.asked is not None  # noqa: S101 - it was read before
-        speaks = self.asked.stream and self.request.known.get(b"x-corral-hold", b"").lower() != b"silent"
-        self.waiter = future
-        try:
-            while not future.done():
-                if self.gone:
-                    raise ClientGone
-                await asyncio.wait((future,), timeout=heartbeat if speaks else None)
-                if not future.done():
-                    await self._heartbeat()
-        finally:
-            self.waiter = None
-        result = future.result()
-        if self.gone or result is None:
-            raise ClientGone
-        if isinstance(result, Reject):
-            raise Refused(result.rejection)
-        return result
-
-    async def _heartbeat(self) -> None:
-        if not self.committed:
-            self.committed = True
-            self.status = 200
-            headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-            headers += [(b"x-request-id", self.request_id), (b"x-corral-model", self.key.encode())]
-            self.reply.start(200, headers)
-            self.reply.flush()
-        situation = self.gateway.machine.situation(self.id, self.gateway.driver.now())
-        if situation is None:
-            return
-        words = [f"state={situation.state}", f"waited={situation.waited:.0f}s", f"ahead={situation.ahead}"]
-        if situation.progress:
-            words.append(f"progress={situation.progress:.2f}")
-            words.append(f"eta={situation.waited * (1 - situation.progress) / situation.progress:.0f}s")
-        await self.reply.write(f": corral {' '.join(words)}\n\n".encode())
 
     # To the pod
 
@@ -438,7 +401,7 @@ class Exchange:
         if self.gone:
             self._fail(ClientGone())
         elif self.answered and self.pod_error is None:
-            self._break_off(error)
+            break_off(self, error)
             self._finish()
         elif isinstance(error, NoAnswer) and self._may_go_again(error):
             pass
@@ -478,32 +441,3 @@ class Exchange:
             await self._slowly(self._again(unreachable=True))
         except Exception as error:
             self._fail(error)
-
-    def _break_off(self, error: UpstreamError) -> None:
-        """The answer ended in its middle. A stream says so in its own words; anything else is cut, so that no part passes for the whole."""
-        if not (self.is_stream or self.committed):
-            self.request.connection.cut()
-            return
-        gap = b"" if self.tail.endswith(b"\n\n") or not self.tail else b"\n\n"
-        code = "upstream_timeout" if isinstance(error, TimedOut) else "upstream_failed"
-        self.reply.finish(gap + errors.error_event(self.proxied.shape, Rejection(502, code, f"{self.key}: {error}")))
-
-    def _refuse(self, rejection: Rejection, extra: tuple[tuple[bytes, bytes], ...]) -> None:
-        self.status = rejection.status
-        if self.committed:
-            self.reply.finish(errors.error_event(self.proxied.shape, rejection))
-            return
-        if self.reply.started:
-            self.request.connection.cut()
-            return
-        body = errors.error_body(self.proxied.shape, rejection)
-        headers = errors.error_headers(rejection)
-        headers += [(b"content-length", b"%d" % len(body)), (b"x-request-id", self.request_id), *extra]
-        if self.key:
-            headers.append((b"x-corral-model", self.key.encode()))
-        if not self.was_resident:
-            headers.append((b"x-corral-waited-ms", b"%d" % round(self.waited * 1000)))
-        if self.admission is not None:
-            headers += self.admission.headers
-        self.reply.start(rejection.status, headers)
-        self.reply.finish(body)
