@@ -19,6 +19,20 @@ def chunk(text, finish=None):
     )
 
 
+def anthropic_events(*texts):
+    usage = {"input_tokens": 1, "output_tokens": 0}
+    message = {"id": "m", "type": "message", "role": "assistant", "model": "small", "content": [], "stop_reason": None, "usage": usage}
+    events = [
+        {"type": "message_start", "message": message},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        *({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}} for text in texts),
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": usage},
+        {"type": "message_stop"},
+    ]
+    return [f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in events]
+
+
 ASK = {"model": "small", "messages": [{"role": "user", "content": "hello"}]}
 
 
@@ -37,6 +51,24 @@ async def test_a_streamed_cold_start_with_comments(stand):
         await asyncio.sleep(0.2)  # several heartbeats
         await pod.become("Loaded")
         assert await asked == ["one ", "two"]
+
+
+async def test_anthropics_client_through_a_streamed_cold_start(stand):
+    async with Pod(state="Sleeping") as pod, anthropic.AsyncAnthropic(base_url=stand.url, api_key="none") as client:
+        pod.chunks = anthropic_events("one ", "two")
+        stand.directory.put_model(model(hold=Hold(timeout=20, heartbeat=0.05)))
+        stand.directory.put_replica(pod.view())
+
+        async def ask():
+            async with client.messages.stream(**ASK, max_tokens=5) as stream:
+                return [text async for text in stream.text_stream], (await stream.get_final_message()).stop_reason
+
+        asked = asyncio.ensure_future(ask())
+        await stand.until(lambda: pod.polls)
+        await asyncio.sleep(0.2)  # several heartbeats
+        await pod.become("Loaded")
+        assert await asked == (["one ", "two"], "end_turn")
+        assert [seen[1] for seen in pod.seen] == ["/v1/messages"]
 
 
 async def test_an_error_after_comments_is_raised(stand):
