@@ -102,6 +102,50 @@ def top(kubeconfig: KubeconfigOption = "", run_dir: RunDirOption = None) -> None
 
 
 @app.command()
+def prefetch(
+    model: Annotated[str, typer.Argument(help="NAME or NAMESPACE/NAME.")],
+    node: Annotated[str, typer.Option(help="The node, on a cluster. Default: one that the scheduler chooses in the model's pool.")] = "",
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that it may take, on a cluster.")] = 3600.0,
+    namespace: NamespaceOption = "",
+    kubeconfig: KubeconfigOption = "",
+    run_dir: RunDirOption = None,
+) -> None:
+    """Fetch a model's file into the cache of a node and read it into memory, before anybody asks for the model."""
+    from corral import show  # noqa: PLC0415
+    from corral.api.types import format_rounded  # noqa: PLC0415
+    from corral.local.client import LocalClient, NotRunningError  # noqa: PLC0415
+    from corral.local.rundir import default_run_dir  # noqa: PLC0415
+
+    chosen = (run_dir or default_run_dir()).absolute()
+    objects = _objects(run_dir, kubeconfig)
+    models = _in(objects["models"], namespace)
+    found = show.find_model(models, model)
+    if found is None:
+        _fail(f"there is no ModelDeployment {model}; there are: {', '.join(each['metadata']['name'] for each in models) or 'none'}")
+    try:
+        here = not kubeconfig and bool(LocalClient(chosen).pid)
+    except NotRunningError:
+        here = False
+    if here:
+        from corral.local import prefetch as local  # noqa: PLC0415
+
+        try:
+            answer = local.prefetch(found, objects["pools"], chosen)
+        except local.PrefetchError as error:
+            _fail(str(error))
+    else:
+        from corral.kube import prefetch as kube  # noqa: PLC0415
+
+        where = (found["metadata"].get("namespace", ""), found["metadata"]["name"])
+        try:
+            answer = asyncio.run(kube.prefetch(*where, node, kubeconfig, timeout, lambda text: err.print(text, style="dim", markup=False)))
+        except kube.PrefetchError as error:
+            _fail(str(error))
+    at = f" on {answer['node']}" if "node" in answer else ""
+    out.print(f"{found['metadata']['name']}: {format_rounded(answer['bytes'])} in the cache{at}, after {answer['seconds']} s", markup=False)
+
+
+@app.command()
 def simulate(
     scenario: Annotated[Path, typer.Argument(help="A scenario file; see bench/scenarios.")],
     seed: Annotated[int | None, typer.Option(help="Another seed than the file's.")] = None,

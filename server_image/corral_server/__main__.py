@@ -1,4 +1,4 @@
-"""The command line: `serve` and `estimate`."""
+"""The command line: `serve`, `estimate` and `prefetch`."""
 
 import argparse
 import sys
@@ -16,6 +16,8 @@ def main() -> int:
     )
     estimate.add_argument("--spec", default="", help="CORRAL_SPEC as JSON; default: the environment's")
     estimate.add_argument("--termination-message", default="", help="a file that gets the same line")
+    prefetch = commands.add_parser("prefetch", help="fetch the file of CORRAL_SPEC into the cache and into memory")
+    prefetch.add_argument("--termination-message", default="", help="a file that gets the same line")
     arguments = parser.parse_args()
     from corral_server.settings import read_settings  # noqa: PLC0415  the help needs none of it
 
@@ -25,6 +27,10 @@ def main() -> int:
             from corral_server.estimate import run  # noqa: PLC0415
 
             return run(arguments.source, arguments.spec, arguments.termination_message, settings)
+        if arguments.command == "prefetch":
+            from corral_server.download.prefetch import run as fetch  # noqa: PLC0415
+
+            return fetch(arguments.termination_message, settings)
         from corral_server.serve import serve  # noqa: PLC0415
 
         serve(settings)

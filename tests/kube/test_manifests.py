@@ -7,9 +7,10 @@ import json
 import pytest
 from tests.kube.world import MI, deployment, estimate_request, replica_request
 
+from corral.api import ModelDeployment
 from corral.domain.model import DeviceKey, DeviceKind
 from corral.kube.devices import Binding, Static
-from corral.kube.manifests import ServerSettings, estimate_job, estimate_name, server_pod
+from corral.kube.manifests import ServerSettings, estimate_job, estimate_name, prefetch_job, server_pod
 from corral.kube.membership import Pools
 from corral.kube.pods import planned_node, record, trim
 
@@ -194,3 +195,28 @@ def test_what_changes_a_pod_changes_the_digest():
     changed = [ServerSettings(image="b"), ServerSettings(image="a", public_keys=("k",)), ServerSettings(image="a", grace_seconds=5)]
     assert len({base.digest(), *(item.digest() for item in changed)}) == 4
     assert ServerSettings(image="a", estimate_deadline=7).digest() == base.digest()
+
+
+def test_a_prefetch_mounts_the_pools_cache_on_the_node_that_was_named_or_on_one_of_the_pools():
+    """Like a server pod it passes Pod Security, but for the folder of the node that the pool chose."""
+    parsed = ModelDeployment.parse(deployment())
+    cache = {"type": "HostPath", "path": "/var/lib/corral", "size": "10Gi"}
+    for node in ("", "n1"):
+        job = prefetch_job(parsed, {"model": {"source": "https://h/m.gguf"}}, cache, node, {"gpus": "yes"}, SETTINGS, 60)
+        spec = job["spec"]["template"]["spec"]
+        assert [*violations_of_restricted(spec)] == ["volume {'hostPath'}"]
+        env = env_of({"spec": spec})
+        assert (env["CORRAL_CACHE_LIMIT"], env["CORRAL_CACHE_SHARED"]) == (str(10 << 30), "1")
+        assert spec.get("nodeSelector") == (None if node else {"gpus": "yes"})
+        assert ("n1" in json.dumps(spec.get("affinity", {}))) == bool(node)
+        assert job["spec"]["backoffLimit"] == 0
+
+
+@pytest.mark.parametrize(
+    ("cache", "shared"), [({"type": "EmptyDir", "size": "1Gi"}, False), ({"type": "HostPath", "path": "/c", "size": "2Gi"}, True)]
+)
+def test_a_server_is_told_its_caches_limit_and_whether_others_use_it(cache, shared):
+    manifest = server_pod(replica_request(cache=cache), SETTINGS, Binding())
+    env = env_of(manifest)
+    assert env["CORRAL_CACHE_LIMIT"] == str((2 if shared else 1) << 30)
+    assert ("CORRAL_CACHE_SHARED" in env) == shared

@@ -308,3 +308,25 @@ def test_a_warmed_file_is_in_memory(tmp_path: Path):
     while resident(path) < pages and time.monotonic() < deadline:
         time.sleep(0.05)
     assert resident(path) == pages
+
+
+def prefetched(cache: Path, url: str, **more: str) -> subprocess.CompletedProcess[str]:
+    spec = {"namespace": "n", "name": "m", "servedName": "n/m", "model": {"source": url}, "engine": {}}
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "server_image"), "CORRAL_SPEC": json.dumps(spec), "CORRAL_CACHE_DIR": str(cache), **more}
+    command = [sys.executable, "-m", "corral_server", "prefetch", "--termination-message", str(cache.with_name("message"))]
+    return subprocess.run(command, env={**env, "CORRAL_ALLOW_LOCAL_SOURCES": "1"}, capture_output=True, text=True, check=False)
+
+
+def test_a_prefetch_leaves_the_file_for_the_server_and_says_what_it_did(model: bytes, cache: Path):
+    with serving(Site({"/a.gguf": model})) as site:
+        done = prefetched(cache, f"{site.url}/a.gguf")
+        answer = json.loads(done.stdout)
+        assert (done.returncode, answer["ok"], answer["bytes"]) == (0, True, len(model)), done.stderr
+        assert json.loads(cache.with_name("message").read_text()) == answer
+        assert fetch(cache, f"{site.url}/a.gguf") == Path(answer["path"])
+        assert len(site.asked) == 1
+        refused = prefetched(cache, f"{site.url}/b.gguf")
+        assert refused.returncode == 1
+        assert json.loads(refused.stdout)["reason"] == "SourceNotFound"
+        small = prefetched(cache.with_name("small"), f"{site.url}/a.gguf", CORRAL_CACHE_LIMIT="1000")
+        assert json.loads(small.stdout)["reason"] == "NoSpace"

@@ -16,7 +16,7 @@ from corral.api.modeldeployment import ModelDeployment
 from corral.api.modelpool import Cache
 from corral.domain.model import HOST_ID
 from corral.kube.client import JOBS, MODEL_DEPLOYMENTS, PODS
-from corral.kube.devices import Binding
+from corral.kube.devices import GPU_TAINTS, Binding
 from corral.kube.pods import COMPONENT, CONTAINER, CONTROL_PORT, INFERENCE_PORT, MANAGED_BY
 from corral.kube.ports import DEVICES, MODEL_LABEL, POOL_LABEL, REVISION_LABEL, EstimateRequest, ReplicaRequest
 
@@ -148,6 +148,49 @@ def estimate_job(request: EstimateRequest, settings: ServerSettings) -> dict[str
     spec = {
         "backoffLimit": 0,
         "activeDeadlineSeconds": settings.estimate_deadline,
+        "ttlSecondsAfterFinished": 300,  # should nobody be left to delete it
+        "template": {"metadata": {"labels": labels}, "spec": pod},
+    }
+    return {"apiVersion": JOBS.api_version, "kind": JOBS.kind, "metadata": metadata, "spec": spec}
+
+
+def prefetch_job(
+    deployment: ModelDeployment,
+    server_spec: Mapping[str, Any],
+    cache: Mapping[str, Any],
+    node: str,
+    node_selector: Mapping[str, str],
+    settings: ServerSettings,
+    limit: float,
+) -> dict[str, Any]:
+    """A Job that fetches a model's file into a shared cache; on `node`, or wherever the selector leads."""
+    volumes, mounts = _volumes(deployment, cache)
+    container: dict[str, Any] = {
+        "name": CONTAINER,
+        "image": settings.image,
+        "imagePullPolicy": settings.pull_policy,
+        "command": [*PYTHON, "prefetch", "--termination-message", TERMINATION_MESSAGE],
+        "env": _env(server_spec, settings, deployment) + cache_env(cache),
+        "resources": {"requests": {"cpu": "50m", "memory": ESTIMATE_MEMORY["request"]}, "limits": {"memory": ESTIMATE_MEMORY["limit"]}},
+        "securityContext": _container_security(),
+        "volumeMounts": mounts,
+        "terminationMessagePath": TERMINATION_MESSAGE,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+    pod = _pod_spec(deployment, settings, container, volumes) | {"restartPolicy": "Never", "terminationGracePeriodSeconds": 5}
+    pod["tolerations"] += [{"key": key, "operator": "Exists", "effect": "NoSchedule"} for key in GPU_TAINTS]
+    pod |= {"affinity": _on_node(node)} if node else {"nodeSelector": dict(node_selector)}
+    labels = _labels(deployment, deployment.spec.pool, "prefetch")
+    name, namespace = deployment.metadata.name, deployment.metadata.namespace
+    metadata = {
+        "generateName": f"{name[:40]}-prefetch-",
+        "namespace": namespace,
+        "labels": labels,
+        "ownerReferences": _owner(deployment, deployment.metadata.uid),
+    }
+    spec = {
+        "backoffLimit": 0,
+        "activeDeadlineSeconds": int(limit),
         "ttlSecondsAfterFinished": 300,  # should nobody be left to delete it
         "template": {"metadata": {"labels": labels}, "spec": pod},
     }
