@@ -63,7 +63,9 @@ def test_a_source_that_comes_to_life_is_found_by_the_retry(world: World, neighbo
         "metadata": {"name": "later", "namespace": MODELS},
         "spec": {"type": "ExternalName", "externalName": "hub.hub.svc.cluster.local"},
     }
-    world.apply(service)
-    world.wait_condition("later", "Ready", "True", timeout=180)
-    assert ask(world, "later") == "I am badger."
-    world.kubectl.delete("service", "later", namespace=MODELS)
+    try:
+        world.apply(service)
+        world.wait_condition("later", "Ready", "True", timeout=180)
+        assert ask(world, "later") == "I am badger."
+    finally:
+        world.kubectl.delete("service", "later", namespace=MODELS)
