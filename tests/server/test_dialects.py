@@ -3,6 +3,8 @@
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from corral_server.dialects import formats, reader
 from corral_server.dialects.formats import Dialect, Thinking
@@ -114,6 +116,61 @@ def test_an_answer_reads_the_same_however_it_comes(dialect: Dialect, text: str, 
     dice = random.Random(7)
     for sizes in ([len(text)], [1] * len(text), *([dice.randint(1, 9) for _ in text] for _ in range(20))):
         assert read(dialect, text, sizes, thinking=THINK, harmony=harmony) == expected
+
+
+ALL = [getattr(formats, name) for name in dir(formats) if isinstance(getattr(formats, name), Dialect)]
+FRAGMENTS = sorted(
+    {mark for d in ALL for mark in (d.opening, d.closing, d.separator, *d.preserved) if mark}
+    | {f'{{"{d.name_key}": "add", "{d.arguments_key}": {{"a": 1}}}}' for d in ALL}
+    | {
+        "<think>",
+        "</think>",
+        "function",
+        "add",
+        "get_weather",
+        "```json\n",
+        "\n```",
+        " ",
+        "\n",
+        "{",
+        "}",
+        "[",
+        "]",
+        '"',
+        ",",
+        ":",
+        "\\",
+        "é😀",
+        "<",
+        ";",
+    }
+    | {'"name": "add"', '"arguments": ', '{"a": "}"}', '{"response": "', '{"tool_call": ', '{"tool_calls": [', "\\ud83d\\ude00", "\\ud83d", "\\u00e9"}
+    | {"<|channel|>analysis<|message|>", "<|channel|>commentary to=functions.add <|constrain|>json<|message|>", "<|channel|>final<|message|>"}
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    dialect=st.sampled_from([None, *ALL]),
+    pieces=st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=4)), max_size=14),
+    sizes=st.lists(st.integers(1, 12), max_size=60),
+    thinks=st.booleans(),
+    opened=st.booleans(),
+)
+def test_pieces_of_any_size_give_the_same_as_the_whole(dialect: Dialect | None, pieces: list[str], sizes: list[int], thinks: bool, opened: bool):
+    text, harmony = "".join(pieces), dialect is formats.HARMONY
+    more = {"thinking": THINK if thinks else None, "open_thought": thinks and opened, "harmony": harmony}
+    whole = read(dialect, text, **more)
+    assert read(dialect, text, sizes, **more) == whole
+    assert read(dialect, text, [1] * len(text), **more) == whole
+
+
+@pytest.mark.parametrize("dialect", [d for d in ALL if d.shape in (formats.Shape.OBJECTS, formats.Shape.ARRAY)], ids=lambda d: d.name)
+def test_a_mark_without_a_call_hides_none_that_follows(dialect: Dialect):
+    call = f'{{"{dialect.name_key}": "add", "{dialect.arguments_key}": {{"a": 1}}}}'
+    text = f"{dialect.opening}{{oh {dialect.opening}{call}{dialect.closing}"
+    for sizes in ([len(text)], [1] * len(text)):
+        assert read(dialect, text, sizes) == (f"{dialect.opening}{{oh ", "", [("add", '{"a": 1}')])
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
