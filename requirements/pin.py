@@ -15,7 +15,7 @@ PROJECT = "corral"
 HERE = Path(__file__).resolve().parent
 TOOLS = {
     "demo": ["openai"],
-    "test": ["pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "openai", "anthropic", "jsonschema", "lupa"],
+    "test": ["pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "openai", "anthropic", "jsonschema", "lupa", "schemathesis", "llm-comply"],
     "lint": ["ruff", "mypy", "import-linter", "types-PyYAML", "types-jsonschema", "types-psutil", "packaging"],
 }
 
