@@ -242,13 +242,67 @@ def test_left_frees_the_place_and_stops_the_watching():
 
 
 def test_autoload_off_and_keys_that_may_not_wake():
-    one = machine(replica())
+    one = machine()
     (effect,) = one.arrive(Arrival("1", KEY, autoload=False), 1)
     assert (effect.rejection.status, effect.rejection.code) == (400, "model_not_loaded")
     (effect,) = one.arrive(Arrival("2", KEY, may_wake=False), 1)
     assert effect.rejection.status == 403
     one.replica_changed(replica(state="Loaded"), 2)
     assert granted(one.arrive(Arrival("3", KEY, autoload=False, may_wake=False), 3)) == [("3", "a")]
+
+
+SLEEPING = ReplicaStatus("Sleeping", admitting=False)
+
+
+def test_a_replica_is_asked_before_a_request_that_may_not_wake_is_refused():
+    """Another gateway woke the model a moment ago: the status that says so may not be here yet."""
+    one = machine(replica("a"), replica("b"))
+    assert one.arrive(Arrival("1", KEY, may_wake=False), 1) == [Wait("1", joined=False), Watch(replica("a")), Watch(replica("b"))]
+    assert one.replica_status("a", SLEEPING, 1.1) == []
+    assert granted(one.replica_status("b", LOADED, 1.2)) == [("1", "b")]
+    one.ended("1", 2)
+
+
+def test_it_is_refused_when_every_replica_has_said_no():
+    one = machine(replica("a"), replica("b"))
+    one.arrive(Arrival("1", KEY, may_wake=False), 1)
+    one.replica_status("a", SLEEPING, 1.1)
+    effects = one.replica_unreachable("b", 1.2)
+    assert [effect.rejection.status for effect in effects if isinstance(effect, Reject)] == [403]
+    assert kinds(effects)[1:] == ["Unwatch", "Unwatch"]
+    assert one.waiting() == 0
+
+
+def test_it_is_refused_in_time_when_no_replica_says_anything():
+    one = machine(replica())
+    one.arrive(Arrival("1", KEY, autoload=False), 1)
+    assert one.tick(2.9) == []
+    effect, _ = one.tick(3.0)
+    assert (effect.rejection.status, effect.rejection.code) == (400, "model_not_loaded")
+    assert one.report(10).models[0].returning_seconds == 0
+
+
+def test_who_only_asks_is_no_demand_and_does_not_outlive_its_answer():
+    one = machine(replica())
+    one.arrive(Arrival("1", KEY, may_wake=False), 1)
+    assert one.report(1.5).models[0].waiting == 0
+    one.arrive(Arrival("2", KEY), 1.6)  # this one wakes
+    assert one.wake_at() == 1.6
+    (demand,) = one.report(1.6).models
+    assert (demand.waiting, demand.oldest_wait_seconds) == (1, 0)
+    assert [effect.request for effect in one.replica_status("a", LOADING, 1.7)] == ["1"]
+    one.arrive(Arrival("3", KEY, may_wake=False), 1.8)
+    assert one.waiting() == 1  # what the replica says is known by now: no
+    assert granted(one.replica_status("a", LOADED, 2)) == [("2", "a")]
+
+
+def test_a_drained_request_that_may_not_wake_does_not():
+    one = machine(replica())
+    one.arrive(Arrival("1", KEY, may_wake=False), 1)
+    one.replica_status("a", LOADED, 1.1)
+    (effect,) = one.refused("1", 1.2)
+    assert effect.rejection.status == 403
+    assert not one.waiting()
 
 
 def test_removal_of_a_model_ends_its_waits_and_not_its_streams():

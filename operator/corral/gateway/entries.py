@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from corral.gateway.effects import Arrival, ReplicaStatus
+from corral.gateway.effects import Arrival, Rejection, ReplicaStatus
 from corral.gateway.ports import ModelView, ReplicaView, Wish
 
 
@@ -21,6 +21,8 @@ class Replica:
     status: ReplicaStatus | None = None
     known_error: float | None = None
     watched: bool = False
+    told: bool = False
+    """It said something, or was found to be unreachable, since it is watched."""
 
     @property
     def uid(self) -> str:
@@ -35,6 +37,8 @@ class Ticket:
     deadline: float
     replica: Replica | None = None
     """Where it is in flight; None while it waits."""
+    unless_open: Rejection | None = None
+    """It must not wake the model: it waits for the replicas' own word, no longer, and is told this when none is open."""
 
 
 @dataclass(slots=True)

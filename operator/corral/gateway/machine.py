@@ -55,6 +55,8 @@ from corral.gateway.waiting import WaitingRoom
 UNDER_WAY = frozenset({reasons.LOADING, reasons.STARTING, reasons.DOWNLOADING, reasons.EVICTING})
 WISH_LIFETIME = 60.0
 """Seconds after which a wish that nobody acknowledged is no longer reported."""
+ASKING_SECONDS = 2.0
+"""How long a request that must not wake its model waits for what the replicas say: this gateway may not know yet that one is open."""
 REFUSAL_PAUSE = 0.05
 REFUSAL_PAUSE_MAX = 1.0
 
@@ -161,13 +163,21 @@ class Machine:
                 self._tickets[arrival.id] = ticket
                 return [self._grant(model, ticket, candidates, now)]
         refusal = self._why_not_hold(model, model.view, arrival)
-        if refusal is not None:
+        if refusal is not None and not self._may_ask(model, model.view, arrival):
             return [Reject(arrival.id, refusal)]
+        if refusal is not None:
+            ticket.unless_open = refusal
+            ticket.deadline = now + min(ASKING_SECONDS, model.view.hold.timeout)
+            asking: list[Effect] = [Wait(arrival.id, joined=False)]
+            self._enqueue(model, ticket, now, urgent=False)
+            self._settle(model, now, asking)
+            return asking
         joined = model.view.state in UNDER_WAY or any(
             replica.status is not None and replica.status.state in UNDER_WAY for replica in model.replicas.values()
         )
+        nobody = all(other.unless_open is not None for other in model.queue)
         effects: list[Effect] = [Wait(arrival.id, joined)]
-        self._enqueue(model, ticket, now, urgent=not model.queue or (joined and not model.joined))
+        self._enqueue(model, ticket, now, urgent=nobody or (joined and not model.joined))
         model.joined = model.joined or joined
         self._settle(model, now, effects)
         return effects
@@ -192,6 +202,9 @@ class Machine:
         if not ticket.arrival.autoload and not self._open(model):
             del self._tickets[request]
             return [Reject(request, refusals.not_loaded(model.view))]
+        if ticket.unless_open is not None and not self._open(model):
+            del self._tickets[request]
+            return [Reject(request, ticket.unless_open)]
         refusal = None if self._open(model) else refusals.blocked(model.view)
         if refusal is None and now >= ticket.deadline:
             refusal = self._timed_out(model, model.view, ticket, now)
@@ -250,15 +263,20 @@ class Machine:
         if status.error is not None and status.error.at != replica.known_error:
             self._load_failed(model, replica, status.error, now, effects)
             replica.known_error = status.error.at
+        replica.told = True
         self._settle(model, now, effects)
+        self._end_asking(model, now, effects)
         return effects
 
-    def replica_unreachable(self, uid: str, now: float) -> list[Effect]:  # noqa: ARG002 - every event has its time
+    def replica_unreachable(self, uid: str, now: float) -> list[Effect]:
         replica = self._replicas.get(uid)
+        effects: list[Effect] = []
         if replica is not None:
             replica.open = replica.by_hint = False
             replica.status = None
-        return []
+            replica.told = True
+            self._end_asking(self._model(replica.view.model), now, effects)
+        return effects
 
     # Time
 
@@ -281,7 +299,9 @@ class Machine:
             model = self._model(ticket.arrival.model)
             self._dequeue(model, ticket, now)
             view = model.view
-            refusal = refusals.not_found(model.key) if view is None else self._timed_out(model, view, ticket, now)
+            refusal = ticket.unless_open
+            if refusal is None:
+                refusal = refusals.not_found(model.key) if view is None else self._timed_out(model, view, ticket, now)
             effects.append(Reject(overdue, refusal))
             self._settle(model, now, effects)
         while self._reopenings and self._reopenings[0][0] <= now:
@@ -426,6 +446,23 @@ class Machine:
             return refusals.may_not_wake(view)
         return refusals.blocked(view) or self._room.no_place(model, view, arrival)
 
+    def _may_ask(self, model: Model, view: ModelView, arrival: Arrival) -> bool:
+        """Whether there is a replica whose own word is worth waiting for, for a request that must not wake the model."""
+        if (arrival.autoload and arrival.may_wake) or refusals.blocked(view) is not None or self._room.no_place(model, view, arrival) is not None:
+            return False
+        return any(_answers(replica) and not (replica.watched and replica.told) for replica in model.replicas.values())
+
+    def _end_asking(self, model: Model, now: float, effects: list[Effect]) -> None:
+        """Every replica has said that it does not admit: those who only asked have their answer."""
+        if not model.queue or any(_answers(replica) and not replica.told for replica in model.replicas.values()):
+            return
+        for ticket in [ticket for ticket in model.queue if ticket.unless_open is not None]:
+            self._dequeue(model, ticket, now)
+            del self._tickets[ticket.arrival.id]
+            assert ticket.unless_open is not None  # noqa: S101 - it was chosen by that
+            effects.append(Reject(ticket.arrival.id, ticket.unless_open))
+        self._settle(model, now, effects)
+
     def _enqueue(self, model: Model, ticket: Ticket, now: float, *, urgent: bool) -> None:
         self._room.enter(model, ticket)
         self._tickets[ticket.arrival.id] = ticket
@@ -481,8 +518,9 @@ class Machine:
                 self._dequeue(model, ticket, now)
                 effects.append(self._grant(model, ticket, candidates, now))
         for replica in model.replicas.values():
-            wanted = bool(model.queue) and not replica.view.deleting and bool(replica.view.host)
+            wanted = bool(model.queue) and _answers(replica)
             if wanted and not replica.watched:
+                replica.told = False
                 effects.append(Watch(replica.view))
             elif replica.watched and not wanted:
                 effects.append(Unwatch(replica.uid))
@@ -522,12 +560,18 @@ class Machine:
         model = self._models.get(key)
         if model is None:
             return ModelDemand(key)
+        waiting = [ticket for ticket in model.queue if ticket.unless_open is None]
         return ModelDemand(
             name=key,
-            waiting=len(model.queue),
-            oldest_wait_seconds=int(now - model.queue[0].since) if model.queue else 0,
+            waiting=len(waiting),
+            oldest_wait_seconds=int(now - waiting[0].since) if waiting else 0,
             in_flight=model.in_flight,
             returning_seconds=max(0, round(model.returning_until - now)),
             last_used=None if model.last_used is None else model.last_used + self._wall_offset,
             wish=model.wish,
         )
+
+
+def _answers(replica: Replica) -> bool:
+    """Whether its supervisor can be asked."""
+    return bool(replica.view.host) and not replica.view.deleting
