@@ -154,3 +154,13 @@ def test_the_pauses_are_those_of_the_decision():
     facts.block(reasons.SOURCE_UNREACHABLE, "x", 100.0, settings, retry=True)
     assert facts.blocked is not None
     assert facts.blocked.until == 100.0 + delay(1)
+
+
+async def test_a_status_that_nobody_can_read_stands_in_no_models_way(world, lead):
+    """A leader that takes over finds it; the model is served, and its status is written anew."""
+    world.node("n1", 150 * MI)
+    a = world.model("a", 100 * MI)
+    world.models[a]["status"] = {"observedGeneration": "seven"}
+    lead()
+    assert await world.answered(a)
+    await world.until(lambda: world.status(a).get("observedGeneration") == 1)

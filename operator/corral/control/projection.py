@@ -5,13 +5,12 @@ has one owner. Nothing here decides, and nothing does I/O.
 from __future__ import annotations
 
 from corral.api import DEFAULT_POOL, effective
-from corral.api.mdstatus import ModelDeploymentStatus
 from corral.control.facts import Facts
 from corral.control.naming import Names
 from corral.control.pods import replica_of, state_of
 from corral.control.records import Records
 from corral.control.settings import ControlSettings
-from corral.control.translate import Deployment, Unreadable, blocked_model, created_of, model_of, pool_of, refused_by_pool, revision_of
+from corral.control.translate import Deployment, Unreadable, blocked_model, created_of, model_of, pool_of, refused_by_pool, revision_of, status_of
 from corral.domain import reasons
 from corral.domain.model import Blocked, Demand, DeviceKey
 from corral.domain.snapshot import State
@@ -80,8 +79,7 @@ class Projection:
         metadata = found.parsed.metadata
         facts = self.facts.get(found.key)
         if facts is None or facts.uid != metadata.uid:
-            status = found.parsed.status if isinstance(found.parsed.status, ModelDeploymentStatus) else ModelDeploymentStatus()
-            facts = self.facts[found.key] = Facts.restore(metadata.uid, metadata.generation, found.estimate_key, status)
+            facts = self.facts[found.key] = Facts.restore(metadata.uid, metadata.generation, found.estimate_key, status_of(found))
         else:
             facts.respecified(metadata.generation, found.estimate_key)
         return facts

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pydantic import ValidationError
+
 from corral.api import Effective, InvalidObjectError, ModelDeployment, ModelPool, effective, server_spec
+from corral.api.mdstatus import ModelDeploymentStatus
 from corral.control.facts import Facts
 from corral.control.settings import ControlSettings
 from corral.domain import reasons
 from corral.domain.model import Blocked, Model, Pool, Toleration
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,8 @@ class Unreadable:
 
 def read_deployment(raw: Mapping[str, Any]) -> Deployment | Unreadable:
     try:
-        parsed = ModelDeployment.parse(raw)
+        # Its status is read once, when a leader takes over (`status_of`): thousands of them are not kept in a second form.
+        parsed = ModelDeployment.parse({name: value for name, value in raw.items() if name != "status"})
     except InvalidObjectError as error:
         return Unreadable(raw, key_of(raw), str(error))
     secret = parsed.spec.model.secret_ref
@@ -56,6 +63,15 @@ def read_deployment(raw: Mapping[str, Any]) -> Deployment | Unreadable:
     cache_key = digest([parsed.metadata.namespace, secret.name], 16) if secret else ""
     told = server_spec(parsed, cache_key=cache_key)
     return Deployment(raw, parsed, told, digest([told["model"], told["engine"], secret.name if secret else ""], 16))
+
+
+def status_of(deployment: Deployment) -> ModelDeploymentStatus:
+    """What a former leader wrote; a status that cannot be read says nothing."""
+    try:
+        return ModelDeploymentStatus.model_validate(deployment.raw.get("status") or {})
+    except ValidationError as error:
+        log.warning("%s: its status cannot be read and counts as empty: %s", deployment.key, error)
+        return ModelDeploymentStatus()
 
 
 def key_of(raw: Mapping[str, Any]) -> str:
