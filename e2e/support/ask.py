@@ -18,9 +18,11 @@ def client(world: World, *, base: str = "", **options: Any) -> openai.OpenAI:
 
 
 def ask(world: World, model: str, text: str = "Who are you?", *, base: str = "", **options: Any) -> str:
-    answer = client(world, base=base, max_retries=options.pop("max_retries", 0)).chat.completions.create(
-        model=model, messages=[{"role": "user", "content": text}], temperature=0, max_tokens=options.pop("max_tokens", 16), **options
-    )
+    # Closed here: a connection that is left to the garbage collector is a warning, and so an error, of whatever test runs by then.
+    with client(world, base=base, max_retries=options.pop("max_retries", 0)) as asking:
+        answer = asking.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": text}], temperature=0, max_tokens=options.pop("max_tokens", 16), **options
+        )
     return (answer.choices[0].message.content or "").strip()
 
 
@@ -47,9 +49,12 @@ def stream(world: World, model: str, stop: threading.Event, *, base: str = "", m
 
     def run() -> None:
         try:
-            with client(world, base=base, max_retries=0).chat.completions.with_streaming_response.create(
-                model=model, messages=[{"role": "user", "content": "Go on."}], stream=True, max_tokens=max_tokens, temperature=0
-            ) as response:
+            with (
+                client(world, base=base, max_retries=0) as asking,
+                asking.chat.completions.with_streaming_response.create(
+                    model=model, messages=[{"role": "user", "content": "Go on."}], stream=True, max_tokens=max_tokens, temperature=0
+                ) as response,
+            ):
                 watched.replica = response.headers.get("x-corral-replica", "")
                 for chunk in response.parse():
                     if chunk.choices and chunk.choices[0].delta.content:
