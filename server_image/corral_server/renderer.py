@@ -5,6 +5,7 @@ A template comes with a model file and may loop for ever or build gigabytes, so 
 Forked from the zygote; its address space is limited, its time is limited by the supervisor.
 """
 
+import re
 import resource
 import socket
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from corral_server.schemas import UnusableSchemaError, schema_rules
 from corral_server.template_needs import Needs, fitted, needs_of
 
 _ROOM = 512 << 20
+_AS_TEXT, _AS_LIST = re.compile(r"\bfunctions\b"), re.compile(r"\btools\b")
 
 
 class TemplateRefusedError(Exception):
@@ -72,17 +74,20 @@ class Renderer:
 
     def render(self, order: dict[str, Any]) -> str:
         source, variables = order["template"], order["variables"]
+        now = datetime.now(UTC).astimezone()
+        given: dict[str, Any] = {"date_string": now.strftime("%d %b %Y"), "datetime": now.strftime("%b %d %Y")}
+        if _AS_TEXT.search(source) and not _AS_LIST.search(source):
+            # Some older templates take the tools as text, under another name.
+            given["functions"] = _tojson(variables["tools"], indent=2) if variables.get("tools") else ""
         known = self._compiled.get(source)
         if known is None:
             self._compiled.clear()
             template = self._env.from_string(source)
             tokens = {"bos_token": variables.get("bos_token", ""), "eos_token": variables.get("eos_token", ""), "add_generation_prompt": True}
-            needs = needs_of(lambda messages: template.render(messages=messages, **tokens), calls="tool_calls" in source)
+            needs = needs_of(lambda messages: template.render(messages=messages, **given, **tokens), calls="tool_calls" in source)
             known = self._compiled[source] = (template, needs)
         template, needs = known
-        now = datetime.now(UTC).astimezone()
-        dates = {"date_string": now.strftime("%d %b %Y"), "datetime": now.strftime("%b %d %Y")}
-        return template.render(**{**dates, **variables, "messages": fitted(variables["messages"], needs)})
+        return template.render(**{**given, **variables, "messages": fitted(variables["messages"], needs)})
 
 
 def main(sock: socket.socket) -> None:

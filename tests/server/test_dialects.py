@@ -104,6 +104,7 @@ CASES = [
         '<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "get_weather", "parameters": {"city": "Oslo"}}]<|END_ACTION|>',
         ("", "", OSLO),
     ),
+    ("firefunction", formats.FUNCTOOLS, 'Yes. functools[{"name": "get_weather", "arguments": {"city": "Oslo"}}]', ("Yes.", "", OSLO)),
     ("our own, a call", formats.GENERIC, '{"tool_call": {"name": "get_weather", "arguments": {"city": "Oslo"}}}', ("", "", OSLO)),
     ("our own, words", formats.GENERIC, '{"response": "It\'s \\"warm\\"\\n\\u00e9\\ud83d\\ude00!"}', ('It\'s "warm"\né😀!', "", [])),
     ("our own, neither", formats.GENERIC, '{"mood": "fine"}', ('{"mood": "fine"}', "", [])),
@@ -200,6 +201,7 @@ def test_a_thought_comes_before_a_call():
         ("[TOOL_CALLS] [ARGS]", formats.MISTRAL_ARGS),
         (formats.DEEPSEEK_ALL, formats.DEEPSEEK),
         ("<|start|>assistant<|channel|>", formats.HARMONY),
+        ("functions … ' functools[' + calls", formats.FUNCTOOLS),
         ("<|im_start|>", formats.GENERIC),
     ],
 )

@@ -1,5 +1,7 @@
 """Chat templates with habits of their own, small ones written for this: what they need is found out, and messages are brought to it."""
 
+import json
+
 import jinja2
 import pytest
 
@@ -55,3 +57,10 @@ def test_a_template_reaches_nothing_of_the_process():
     for hostile in ("{{ messages.__class__.__mro__ }}", "{{ ''.__class__.__subclasses__() }}", "{{ raise_exception.__globals__ }}"):
         with pytest.raises(jinja2.TemplateError):
             say(hostile + "{{ messages.__class__.__mro__[0].x }}", USER)
+
+
+def test_tools_as_text_under_their_older_name():
+    template = "{{ 'Functions: ' + functions + datetime[:0] }}{% for m in messages %}[{{ m.role }} {{ m.content }}]{% endfor %} functools["
+    assert say(template, SYSTEM, USER) == "Functions: [system be brief][user hi <b>] functools["
+    tool = {"type": "function", "function": {"name": "f"}}
+    assert say(template, USER, tools=[tool]) == f"Functions: {json.dumps([tool], indent=2)}[user hi <b>] functools["

@@ -67,6 +67,7 @@ COMMAND = Dialect(
     "command-r", Shape.ARRAY, "<|START_ACTION|>", "<|END_ACTION|>", name_key="tool_name", arguments_key="parameters",
     preserved=("<|START_ACTION|>", "<|END_ACTION|>", "<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>"),
 )  # fmt: skip
+FUNCTOOLS = Dialect("functools", Shape.ARRAY, " functools")
 GENERIC = Dialect("generic", Shape.GENERIC, parallel=False)
 
 _TELLING: tuple[tuple[str, Dialect], ...] = (
@@ -75,6 +76,7 @@ _TELLING: tuple[tuple[str, Dialect], ...] = (
     ("<|START_ACTION|>", COMMAND),
     ("[ARGS]", MISTRAL_ARGS),
     ("[TOOL_CALLS]", MISTRAL),
+    (" functools[", FUNCTOOLS),
     ("<TOOLCALL>", NEMOTRON),
     ("<tool_call>", HERMES),
     ("<|tool_call|>", GRANITE),
