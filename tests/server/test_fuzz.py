@@ -46,6 +46,22 @@ SEEDS: list[tuple[str, dict[str, Any]]] = [
         {"messages": SAY, "grammar": 'root ::= "a" [b-c]{1,3}', "logit_bias": {"5": -3}, "frequency_penalty": 0.1, "max_tokens": 5},
     ),
     ("/v1/completions", {"prompt": ["a", "b"], "max_tokens": 4, "logprobs": 1, "best_of": 2, "echo": False, "suffix": None, "user": "u"}),
+    ("/v1/completions", {"prompt": ["ab", "c"], "max_tokens": 0, "logprobs": 2, "echo": True, "n": 2, "logit_bias": {"3": 5}, "stream": True}),
+    (
+        "/v1/chat/completions",
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "file", "file": {"filename": "a.txt", "file_data": "data:text/plain;base64,YWI="}}]},
+                {"role": "assistant", "content": "I am"},
+            ],
+            "max_completion_tokens": 4,
+            "metadata": {"a": "b"},
+            "verbosity": "low",
+            "service_tier": "auto",
+            "modalities": ["text"],
+            "prediction": {"type": "content", "content": "x"},
+        },
+    ),
     ("/v1/completions", {"prompt": [1, 2, 3], "max_tokens": 4, "stream": True, "top_k": 5, "min_p": 0.1, "repeat_penalty": 1.1, "repeat_last_n": 4}),
     (
         "/v1/responses",
