@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import re
+from pathlib import Path
 
 from tests.gateway.conftest import model
 from tests.gateway.peers import Pod, RawClient
 
 from corral.gateway.keys import MemoryKeys, new_key, parse_key
+from corral.gateway.metrics import Metrics
 
 
 async def get(stand, path):
@@ -190,6 +193,12 @@ async def test_event_streams_end_when_the_gateway_stops(stand_up):
         await client.reader.readuntil(b": connected\n\n")
         await stand.server.stop()
         assert (await client.reader.read()).endswith(b"0\r\n\r\n")
+
+
+def test_the_page_on_metrics_names_the_gateways_and_no_other():
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text().split("# The gateway's metrics")[1]
+    listed = {name for line in page.splitlines() if line.startswith("| `") for name in re.findall(r"`(corral_\w+)`", line)}
+    assert listed == {family.name + ("_total" if family.type == "counter" else "") for family in Metrics().registry.collect()}
 
 
 async def test_metrics_count_what_happened(stand):
