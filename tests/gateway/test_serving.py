@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 
+import aiohttp
 import pytest
 from tests.gateway.conftest import model
 from tests.gateway.peers import Pod, RawClient, post
@@ -385,3 +386,21 @@ async def test_stopping_refuses_those_who_still_wait_at_the_end(stand_up):
     await stand.server.stop()
     status, headers, body = await asked
     assert (status, json.loads(body)["error"]["code"], headers["retry-after"]) == (503, "gateway_stopping", "1")
+
+
+async def test_a_stopping_gateway_serves_for_as_long_as_somebody_still_sends(stand_up):
+    settings = GatewaySettings(host="127.0.0.1", port=0, admin_host="127.0.0.1", admin_port=0, grace=20, settle=0.3)
+    stand = await stand_up(settings)
+    async with Pod() as pod:
+        stand.directory.put_model(model())
+        stand.directory.put_replica(pod.view())
+        url = stand.url
+        stopping = asyncio.ensure_future(stand.server.stop())
+        await stand.until(lambda: not stand.gateway.ready)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + 1.5
+        while loop.time() < end:  # long after the settle time: this sender has not heard of the end
+            assert (await stand.chat())[0] == 200
+        await stopping
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await stand.client.get(url)

@@ -100,6 +100,11 @@ class Gateway:
         self._count += 1
         return str(self._count)
 
+    @property
+    def arrivals(self) -> int:
+        """Requests for models that came so far."""
+        return self._count
+
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run it to its end, or to that of the gateway."""
         task = asyncio.ensure_future(coroutine)

@@ -1,7 +1,7 @@
 """Two listening ports and a graceful end. It owns connections; of requests it knows only how to count them.
 
-`GatewayServer.start()` listens, `stop()` ends in this order: readiness false, `settle` seconds in which new requests are still taken, then no new
-connections, existing requests up to `grace` seconds, then whoever still waits is refused, then the rest is cut.
+`GatewayServer.start()` listens, `stop()` ends in this order: readiness false; new requests are still taken until none came for `settle` seconds; then
+no new connections and existing requests, up to `settle` and `grace` seconds in all; then whoever still waits is refused, then the rest is cut.
 """
 
 from __future__ import annotations
@@ -116,15 +116,26 @@ class GatewayServer:
         gateway, settings = self.gateway, self.gateway.settings
         gateway.begin_stop()
         self._data.close_soon()
-        await asyncio.sleep(settings.settle)
+        deadline = asyncio.get_running_loop().time() + settings.settle + settings.grace
+        await self._until_quiet(settings.settle, deadline)
         self._data.stop_accepting()
         self._data.close_soon()
-        await self._until_done(settings.grace)
+        await self._until_done(deadline - asyncio.get_running_loop().time())
         gateway.driver.refuse_waiting()
         await self._until_done(0.5)
         await self._data.finish()
         await gateway.stop()
         await self._admin.finish()
+
+    async def _until_quiet(self, settle: float, deadline: float) -> None:
+        """Until whoever routes to this gateway has stopped: what still comes says that somebody has not heard yet."""
+        loop = asyncio.get_running_loop()
+        while settle:
+            before = self.gateway.arrivals
+            await asyncio.sleep(min(settle, max(0.0, deadline - loop.time())))
+            self._data.close_soon()
+            if self.gateway.arrivals == before or loop.time() >= deadline:
+                return
 
     async def _until_done(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()

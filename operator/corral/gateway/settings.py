@@ -50,6 +50,6 @@ class GatewaySettings:
     """How long an idle connection to a pod is reused: shorter than the supervisor keeps it (75 s)."""
 
     settle: float = 0.0
-    """How long a stopping gateway still accepts, after its readiness went false: until nobody routes to it any more."""
+    """A stopping gateway still accepts, its readiness false, until no request came for so long: until nobody routes to it any more."""
     grace: float = 30.0
     """How long a stopping gateway lets requests finish."""
