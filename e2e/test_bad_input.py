@@ -26,7 +26,11 @@ CASES = {
     "unreachable": (deployment("unreachable", "http://nowhere.hub.svc.cluster.local:8000/x.gguf"), {"SourceUnreachable"}, "nowhere.hub"),
     "missing": (deployment("missing", f"{HUB_URL}/files/missing.gguf"), {"SourceNotFound"}, "missing.gguf"),
     "not-a-gguf": (deployment("not-a-gguf", f"{HUB_URL}/faults/not-a-gguf"), {"NotAGGUF"}, "not-a-gguf"),
-    "no-secret": (deployment("no-secret", f"{HUB_URL}/files/org/alpaca/alpaca.gguf", model={"secretRef": {"name": "absent"}}), {"SecretNotFound"}, "absent"),
+    "no-secret": (
+        deployment("no-secret", f"{HUB_URL}/files/org/alpaca/alpaca.gguf", model={"secretRef": {"name": "absent"}}),
+        {"SecretNotFound"},
+        "absent",
+    ),
 }
 
 

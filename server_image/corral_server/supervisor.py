@@ -168,9 +168,7 @@ class Supervisor:
 
             try:
                 file = await download(self.spec.source, self.spec.sha256, self.spec.cache_key, self.settings, progress)
-                self._adapters = [
-                    await download(a.source, "", self.spec.cache_key, self.settings, lambda _: None) for a in self.spec.engine.adapters
-                ]
+                self._adapters = [await download(a.source, "", self.spec.cache_key, self.settings, lambda _: None) for a in self.spec.engine.adapters]
             except Failure as failure:
                 log.warning("download failed: %s", failure)
                 self.life.download_failed(Problem(failure.reason, failure.message, failure.retry, time.time()))
