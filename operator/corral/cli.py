@@ -102,6 +102,20 @@ def top(kubeconfig: KubeconfigOption = "", run_dir: RunDirOption = None) -> None
 
 
 @app.command()
+def metrics(run_dir: RunDirOption = None) -> None:
+    """Print the metrics of the corral up that runs here, and where Prometheus finds them."""
+    from corral.local.client import LocalClient, NotRunningError  # noqa: PLC0415
+    from corral.local.rundir import default_run_dir  # noqa: PLC0415
+
+    try:
+        client = LocalClient((run_dir or default_run_dir()).absolute())
+        err.print(client.metrics, highlight=False)
+        out.print(client.metrics_page(), markup=False, highlight=False, soft_wrap=True, end="")
+    except (NotRunningError, OSError) as error:
+        _fail(str(error))
+
+
+@app.command()
 def prefetch(
     model: Annotated[str, typer.Argument(help="NAME or NAMESPACE/NAME.")],
     node: Annotated[str, typer.Option(help="The node, on a cluster. Default: one that the scheduler chooses in the model's pool.")] = "",

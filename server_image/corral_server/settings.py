@@ -28,7 +28,6 @@ class Settings:
     control_port: int = 8081
     ports_file: Path | None = None
     grace_seconds: float = 30.0
-    memory_limit: int = 0
     load_timeout: float = 120.0
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -64,7 +63,6 @@ def read_settings(env: Mapping[str, str] | None = None) -> Settings:
         control_port=int(number("CORRAL_CONTROL_PORT", Settings.control_port)),
         ports_file=path("CORRAL_PORTS_FILE"),
         grace_seconds=number("CORRAL_GRACE_SECONDS", Settings.grace_seconds),
-        memory_limit=int(number("CORRAL_MEMORY_LIMIT", 0)),
         load_timeout=number("CORRAL_LOAD_TIMEOUT_SECONDS", Settings.load_timeout),
         environ=dict(env),
     )

@@ -29,6 +29,9 @@ async def test_three_models_with_room_for_two_replace_the_least_recently_used(sh
     assert explained.startswith("default/a is Sleeping\n")
     assert "evictions: 1" in explained
     assert " 640Mi " in herd.corral("top").stdout
+    measured = herd.corral("metrics").stdout
+    assert "corral_swaps_total 2.0" in measured, "the operator's"
+    assert 'corral_gateway_requests_total{code="200",model="default/a"} 2.0' in measured, "the gateway's"
 
 
 async def test_ten_at_once_for_a_model_at_rest_are_held_and_cause_one_load(herd):

@@ -11,6 +11,8 @@ import os
 from collections.abc import Coroutine
 from typing import Any
 
+from prometheus_client import CollectorRegistry, generate_latest
+
 from corral.gateway.access import Access
 from corral.gateway.bodies import BodyBudget
 from corral.gateway.clock import SystemClock
@@ -57,6 +59,8 @@ class Gateway:
         self.stopping = False
         self.open_requests = 0
         self.metrics = Metrics()
+        self.registries: list[CollectorRegistry] = [self.metrics.registry]
+        """What the page of metrics shows; an operator in the same process adds its own."""
         exposed = settings.host not in {"127.0.0.1", "::1", "localhost"}
         self.access = Access(keys if keys is not None else MemoryKeys(), Limiter(lambda: directory.live_gateways), exposed=exposed)
         self.tracing = tracing_from(os.environ)
@@ -225,7 +229,7 @@ class Gateway:
         metrics.held_bytes.set(machine.held_bytes)
         metrics.count_retries(self.upstream.retries)
         metrics.count_reports(self.driver.reports_stored, self.driver.reports_failed)
-        return metrics.page()
+        return b"".join(generate_latest(registry) for registry in self.registries)
 
 
 def create_app(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
@@ -87,6 +87,3 @@ class Metrics:
         self.reports.labels("stored").inc(stored - self._reports[0])
         self.reports.labels("failed").inc(failed - self._reports[1])
         self._reports = (stored, failed)
-
-    def page(self) -> bytes:
-        return generate_latest(self.registry)

@@ -26,6 +26,7 @@ class LocalClient:
         self.endpoint: str = told["endpoint"]
         """Where OpenAI clients go."""
         self.metrics: str = told["metrics"]
+        """Where Prometheus finds the gateway's and the operator's metrics."""
         self.pid: int = told["pid"]
 
     def state(self) -> Mapping[str, Any]:
@@ -37,6 +38,10 @@ class LocalClient:
 
     def plan(self) -> Any:
         return self._get("/plan")
+
+    def metrics_page(self) -> str:
+        with urllib.request.urlopen(self.metrics, timeout=10) as answer:  # noqa: S310 - our own http
+            return cast("bytes", answer.read()).decode()
 
     def _get(self, path: str) -> dict[str, Any]:
         request = urllib.request.Request(f"{self._address}{path}", headers={"Authorization": f"Bearer {self._token}"})  # noqa: S310 - our own http

@@ -274,8 +274,6 @@ class LocalPods:
             "CORRAL_CONTROL_PORT": "0",
             "CORRAL_PORTS_FILE": str(ports_file),
         }
-        if request.memory_limit:
-            environment["CORRAL_MEMORY_LIMIT"] = str(request.memory_limit)
         secret_dir = self._secret_dir(request.model_object, request.namespace)
         if secret_dir is not None:
             environment["CORRAL_SECRET_DIR"] = str(secret_dir)

@@ -121,6 +121,7 @@ class _Instance:
             signer,
             GatewaySettings(host=options.host, port=options.port, admin_host="127.0.0.1", admin_port=0, grace=options.grace),
         )
+        gateway.registries.append(self._controller.metrics)
         self._server = GatewayServer(gateway)
         self._folder = Folder(options.paths, self._registry, console.say, self._refuse)
         self._world = World(
