@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.server.harness import Server
 from tests.support.gguf_files import sentence_model
@@ -49,6 +50,15 @@ def saved(server: Server) -> list[Path]:
     return sorted((server.folder / "cache" / "states").glob("*/*.state"))
 
 
+def ask_until_saved(server: Server, tokens: list[int]) -> Path:
+    """The state that this very request left: those of earlier ones, which the server may still be writing, lie beside it."""
+    ask(server, tokens)
+    numbers = np.asarray(tokens, dtype="<i4").tobytes()
+    while not (found := [path for path in saved(server) if numbers in path.read_bytes()]):
+        server.status()
+    return found[0]
+
+
 def nap(server: Server) -> None:
     assert server.drain(ifIdle=True, ttl="20s").status_code == 200
     assert server.sleep().status_code == 200
@@ -71,11 +81,7 @@ def test_a_rewind_means_the_same_as_a_fresh_evaluation(server: Server, back: int
 
 def test_a_conversation_goes_on_after_a_sleep_with_its_new_tokens_only(server: Server):
     tokens = tokens_of(server, "A story. " + "".join(reversed(WORDS)))[:300]
-    ask(server, tokens)
-    state = None
-    while state is None:
-        state = next((p for p in saved(server) if p.stat().st_size > 0), None)
-        server.status()
+    state = ask_until_saved(server, tokens)
     assert state.stat().st_mode & 0o077 == 0
     nap(server)
     turn = [*tokens, *tokens_of(server, " What next?")]
@@ -87,10 +93,7 @@ def test_a_conversation_goes_on_after_a_sleep_with_its_new_tokens_only(server: S
 
 def test_a_turn_that_departs_before_the_end_goes_on_from_a_checkpoint_that_was_saved(server: Server):
     tokens = tokens_of(server, "Or so they say. " + "".join(WORDS[7:]))[:400]
-    before = set(saved(server))
-    ask(server, tokens)
-    while not set(saved(server)) - before:
-        server.status()
+    ask_until_saved(server, tokens)
     nap(server)
     turned = [*tokens[:398], *tokens_of(server, " no more")]
     rewound, timings = ask(server, turned)
@@ -102,9 +105,7 @@ def test_a_turn_that_departs_before_the_end_goes_on_from_a_checkpoint_that_was_s
 def test_a_long_conversation_evaluates_only_its_new_tokens_after_a_swap(tmp_path: Path):
     with Server(sentence_model(context=4096).as_uri(), tmp_path, engine={"contextLength": 4096}) as server:
         server.load()
-        ask(server, [100] * 2000)
-        while not saved(server):
-            server.status()
+        ask_until_saved(server, [100] * 2000)
         nap(server)
         _, timings = ask(server, [*[100] * 2000, 101, 102, 103])
         assert (timings["cache_n"], timings["prompt_n"]) == (2000, 3)
@@ -112,11 +113,7 @@ def test_a_long_conversation_evaluates_only_its_new_tokens_after_a_swap(tmp_path
 
 def test_a_damaged_state_is_not_used(server: Server):
     tokens = tokens_of(server, "Another tale. " + "".join(WORDS[100:]))[:200]
-    ask(server, tokens)
-    before: list[Path] = []
-    while not before:
-        server.status()
-        before = saved(server)
+    ask_until_saved(server, tokens)
     nap(server)
     for path in saved(server):
         data = bytearray(path.read_bytes())
