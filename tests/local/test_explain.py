@@ -86,7 +86,9 @@ async def test_never_fits_and_only_the_margin_is_in_the_way(herd):
             herd.start()
         await herd.until(lambda name=name: herd.condition(name, "Stalled").get("status") == "True", f"{name} to be Stalled")
         await herd.until(lambda name=name, capacity=capacity: f"{capacity}Mi" in herd.condition(name, "Stalled")["message"])
-        message = f"needs <need>; the largest device of pool default is local with {capacity}Mi, of which 20Mi stay free as margin: <short> too little."
+        message = (
+            f"needs <need>; the largest device of pool default is local with {capacity}Mi, of which 20Mi stay free as margin: <short> too little."
+        )
         assert lines(herd, name, capacity=capacity) == [
             f"default/{name} is DoesNotFit",
             f"  Stalled=True (DoesNotFit): {message}",
