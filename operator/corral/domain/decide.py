@@ -54,6 +54,8 @@ def decide(snapshot: Snapshot, now: float) -> Plan:
 def _estimate(draft: Draft) -> None:
     """Who has waiters comes first, then the oldest."""
     index, snapshot = draft.snapshot.index, draft.snapshot
+    if not index.unknown:
+        return
     left = MOST_ESTIMATES - len(index.estimating)
     asked = [
         key for key, demand in snapshot.demand.items() if demand.waiting and (model := snapshot.models.get(key)) is not None and to_estimate(model)

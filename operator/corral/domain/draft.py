@@ -6,6 +6,7 @@ It owns the arithmetic of free, leaving and reserved bytes, so that every step o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from corral.domain.model import Device, DeviceKey, DeviceKind, Model, Pool, Replica
@@ -39,6 +40,7 @@ class Draft:
         self.acted: set[str] = set()  # replicas that this plan gave an action
         self._at_hand: dict[str, tuple[list[Replica], list[Replica]]] = {}
         self._standing: dict[str, Standing] = {}
+        self._rooms: dict[DeviceKey, Room] = {}  # as long as nothing changed there
         self._taken: dict[DeviceKey, list[int]] = {}  # bytes, models: what this plan gives away now
         self._kept: dict[DeviceKey, list[int]] = {}  # what is kept for those ahead in the queue
         self._wished: dict[DeviceKey, dict[str, int]] = {}  # bytes, by model, that newcomers which still download will ask for
@@ -56,8 +58,17 @@ class Draft:
     def standing(self, model: Model) -> Standing:
         found = self._standing.get(model.key)
         if found is None:
-            found = self._standing[model.key] = stand(self.snapshot, model, self.now)
+            readings = self.snapshot.index.readings
+            found = readings.get(model.key)
+            if found is None or not found.holds(self.now):
+                found = readings[model.key] = stand(self.snapshot, model, self.now)
+            self._standing[model.key] = found
         return found
+
+    def comes_no_more(self, model: Model, replica: Replica) -> None:
+        """For the rest of this decision nobody counts on this pod, which is on its way."""
+        standing = self.standing(model)
+        self._standing[model.key] = replace(standing, coming=tuple(each for each in standing.coming if each is not replica))
 
     def at_hand(self, model: Model) -> tuple[list[Replica], list[Replica]]:
         """Sleeping and coming replicas that no entry of the queue has used yet; whoever uses one takes it from its list."""
@@ -72,14 +83,23 @@ class Draft:
     def room(self, device: Device, own: Replica | None = None) -> Room:
         """For a newcomer whose sleeping replica `own` may already count on the device."""
         key = device.key
+        found = self._rooms.get(key)
+        if found is None:
+            found = self._rooms[key] = self._room(device)
+        if own is None or not (own.committed or own.held):
+            return found
+        mine = own.uses(key)
+        counted = 1 if own.committed.get(key, 0) else 0
+        return Room(found.now + mine, found.soon + mine, found.models_now + counted, found.models_soon + counted)
+
+    def _room(self, device: Device) -> Room:
+        key = device.key
         taken = self._taken.get(key, NOTHING)
         kept = self._kept.get(key, NOTHING)
         leaving, leavers = self.leaving(key)
-        mine = own.uses(key) if own is not None else 0
-        counted = 1 if own is not None and own.committed.get(key, 0) else 0
-        free = device.usable - self.snapshot.used.get(key, 0) - taken[0] + mine
+        free = device.usable - self.snapshot.used.get(key, 0) - taken[0]
         limit = self.snapshot.pools.get(device.pool, DEFAULT_POOL).max_models_per_device
-        models = limit - self.snapshot.index.arenas[key].models - taken[1] + counted
+        models = limit - self.snapshot.index.arenas[key].models - taken[1]
         return Room(free, free + leaving - kept[0], models, models + leavers - kept[1])
 
     def wished(self, key: DeviceKey, by_others_than: str) -> int:
@@ -127,6 +147,7 @@ class Draft:
     def take(self, needs: Mapping[DeviceKey, int], own: Replica | None, *, models: int = 1) -> None:
         """These bytes are given away by this plan."""
         for key, need in needs.items():
+            self._rooms.pop(key, None)
             entry = self._taken.setdefault(key, [0, 0])
             entry[0] += need - (own.uses(key) if own is not None else 0)
             entry[1] += models if own is None or not own.committed.get(key, 0) else 0
@@ -134,6 +155,7 @@ class Draft:
     def keep(self, needs: Mapping[DeviceKey, int], own: Replica | None) -> None:
         """Nobody behind in the queue gets these bytes."""
         for key, need in needs.items():
+            self._rooms.pop(key, None)
             entry = self._kept.setdefault(key, [0, 0])
             entry[0] += need - (own.uses(key) if own is not None else 0)
             entry[1] += 1
@@ -157,6 +179,7 @@ class Draft:
                 size, models = self.leaving(key)
                 size += self.freed(replica, key, deleted=isinstance(action, Delete))
                 self._leaving[key] = (size, models + (1 if replica.committed.get(key, 0) else 0))
+                self._rooms.pop(key, None)
 
     def create_pod(self, node: str) -> None:
         self._pods[node] = self._pods.get(node, 0) + 1

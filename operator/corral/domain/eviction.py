@@ -6,7 +6,6 @@ It must never look for places (that is `placement`) nor decide that a turn is ov
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from corral.domain.draft import Draft
 from corral.domain.model import DeviceKey, Model, Replica, ReplicaState
 from corral.domain.plan import Refusal
 from corral.domain.policy import EvictionPolicy, policy_of
+from corral.domain.standing import floor_of
 
 SERVE_GRACE = 5.0  # a waiter that left the queue may be on its way to the replica that was loaded for it
 
@@ -28,8 +28,7 @@ class Purpose(IntEnum):
     ROLLOUT = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Victim:
+class Victim(NamedTuple):
     replica: Replica
     freed: Mapping[DeviceKey, int]
     worth: float
@@ -38,8 +37,7 @@ class Victim:
     reason: str = reasons.EVICTED
 
 
-@dataclass(frozen=True, slots=True)
-class Prospect:
+class Prospect(NamedTuple):
     """What could be freed on some devices for one newcomer, and what not."""
 
     victims: tuple[Victim, ...]  # the least worth first
@@ -94,10 +92,6 @@ def refusal(draft: Draft, replica: Replica, newcomer: Model, purpose: Purpose, *
 def is_floor(draft: Draft, model: Model) -> bool:
     """Losing one more replica would bring it below its floor."""
     return floor_of(model) > 0 and draft.standing(model).have <= floor_of(model)
-
-
-def floor_of(model: Model) -> int:
-    return max(model.min_replicas, 1 if model.pinned else 0)
 
 
 def is_wanted_asleep(draft: Draft, model: Model) -> bool:

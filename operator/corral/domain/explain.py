@@ -1,4 +1,4 @@
-"""Why a model is where it is, in words and numbers. It renders what the decision found and must never find anything itself."""
+"""Why a model is where it is, in numbers, and in words once somebody reads them. It renders what the decision found and must never find anything itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from corral.domain import reasons
 from corral.domain.fit import candidates, device_closed, node_closed
 from corral.domain.footprint import layers_of, need_on
 from corral.domain.model import Backoff, Device, DeviceKey, DeviceKind, Model, Replica, ReplicaState
-from corral.domain.plan import Candidate, Explanation, Next, Refusal
+from corral.domain.plan import Candidate, Explanation, Next, Refusal, Words
 from corral.domain.units import clock, plural, quantity
 
 if TYPE_CHECKING:
@@ -76,9 +76,9 @@ def candidate_of(draft: Draft, place: Place, seen: Prospect) -> Candidate:
     )
 
 
-def line(draft: Draft, candidate: Candidate) -> str:
+def line(candidate: Candidate, capacities: Sequence[int]) -> str:
     """One place: `gpu-1/GPU-1: 24Gi, free 3.1Gi; could free 20.9Gi: qwen in flight (2), mistral young until 10:42:11Z.`"""
-    size = " + ".join(quantity(draft.snapshot.devices[key].capacity) for key in candidate.devices)
+    size = " + ".join(quantity(each) for each in capacities)
     text = f"{where(candidate.devices)}: {size}, free {quantity(max(0, candidate.free))}"
     if candidate.closed:
         return f"{text}; {CLOSED.get(candidate.closed, candidate.closed)}."
@@ -90,9 +90,9 @@ def line(draft: Draft, candidate: Candidate) -> str:
     return text + "."
 
 
-def needs_text(model: Model, need: int, devices: int) -> str:
-    if model.max_devices > 1 and devices > 1 and model.footprint is not None:
-        return f"needs {quantity(need)} on one node ({layers_of(model.footprint)} layers over at most {model.max_devices} devices)"
+def needs_text(need: int, devices: int, layers: int, max_devices: int) -> str:
+    if max_devices > 1 and devices > 1:
+        return f"needs {quantity(need)} on one node ({layers} layers over at most {max_devices} devices)"
     return f"needs {quantity(need)} on one device"
 
 
@@ -108,19 +108,30 @@ def margins_text(margins: Iterable[int]) -> str:
 def waiting(draft: Draft, model: Model, reason: str, places: Sequence[tuple[Place, Prospect]], then: Next | None, total: int = 0) -> None:
     """The whole arithmetic of a model that found no room: the places that come closest first. `total`: how many are big enough."""
     ranked = sorted(places, key=lambda entry: (-(draft.room(entry[0].devices[0], entry[0].own).soon + entry[1].freeable), entry[0].keys))
-    shown = tuple(candidate_of(draft, place, seen) for place, seen in ranked[:MOST_CANDIDATES])
-    more = max(0, max(total, len(ranked)) - len(shown))
-    need = shown[0].need if shown else 0
+    ranked = ranked[:MOST_CANDIDATES]
+    shown = tuple(candidate_of(draft, place, seen) for place, seen in ranked)
+    more = max(0, max(total, len(places)) - len(shown))
     if not shown:
         draft.say(model, Explanation(reason, no_place(draft, model), need_of(draft, model)))
         return
-    first = f"{needs_text(model, need, len(shown[0].devices))}; {margins_text(draft.snapshot.devices[k].margin for c in shown for k in c.devices)}."
-    lines = [first, *(line(draft, each) for each in shown)]
+    layers = layers_of(model.footprint) if model.footprint is not None else 0
+    sizes = tuple(tuple((device.capacity, device.margin) for device in place.devices) for place, _ in ranked)
+    words = Words(waiting_text, (shown, sizes, layers, model.max_devices, more, then))
+    draft.say(model, Explanation(reason, words, shown[0].need, shown, more, then))
+
+
+def waiting_text(
+    shown: Sequence[Candidate], sizes: Sequence[Sequence[tuple[int, int]]], layers: int, max_devices: int, more: int, then: Next | None
+) -> str:
+    """`sizes`: capacity and margin of each device of each place."""
+    first = needs_text(shown[0].need, len(shown[0].devices), layers, max_devices)
+    lines = [f"{first}; {margins_text(margin for each in sizes for _, margin in each)}."]
+    lines += [line(each, [capacity for capacity, _ in of]) for each, of in zip(shown, sizes, strict=True)]
     if more:
         lines.append(f"{plural(more, 'more place')} left out.")
     if then is not None:
         lines.append(f"Next: {then.what} at {clock(then.at)}.")
-    draft.say(model, Explanation(reason, "\n".join(lines), need, shown, more, then))
+    return "\n".join(lines)
 
 
 def pinned_overflow(draft: Draft, model: Model, places: Sequence[tuple[Place, Prospect]]) -> None:
@@ -172,11 +183,19 @@ def does_not_fit(model: Model, devices: Sequence[Device]) -> Explanation:
 
 
 def evicting(draft: Draft, model: Model, need: int, keys: Sequence[DeviceKey]) -> None:
-    draft.say(model, Explanation(reasons.EVICTING, f"Room for {quantity(need)} is being made on {where(keys)}.", need))
+    draft.say(model, Explanation(reasons.EVICTING, Words(_evicting_text, (need, keys)), need))
+
+
+def _evicting_text(need: int, keys: Sequence[DeviceKey]) -> str:
+    return f"Room for {quantity(need)} is being made on {where(keys)}."
 
 
 def loading(draft: Draft, model: Model, need: int, keys: Sequence[DeviceKey]) -> None:
-    draft.say(model, Explanation(reasons.LOADING, f"Loads {quantity(need)} on {where(keys)}.", need))
+    draft.say(model, Explanation(reasons.LOADING, Words(_loading_text, (need, keys)), need))
+
+
+def _loading_text(need: int, keys: Sequence[DeviceKey]) -> str:
+    return f"Loads {quantity(need)} on {where(keys)}."
 
 
 def starting(draft: Draft, model: Model, place: str) -> None:
@@ -195,26 +214,32 @@ def coming(draft: Draft, model: Model, replica: Replica) -> None:
     draft.say(model, rest_of(model, [replica]))
 
 
+AT_REST = (
+    (ReplicaState.LOADED, reasons.LOADED, "Loaded on"),
+    (ReplicaState.LOADING, reasons.LOADING, "Loads on"),
+    (ReplicaState.DRAINING, reasons.DRAINING, "Finishes what is in flight on"),
+    (ReplicaState.SLEEPING, reasons.SLEEPING, "Asleep on"),
+    (ReplicaState.DOWNLOADING, reasons.DOWNLOADING, "Downloads on"),
+    (ReplicaState.PENDING, reasons.STARTING, "Starts on"),
+)
+
+
 def rest_of(model: Model, replicas: Sequence[Replica]) -> Explanation:
     """What the replicas alone tell: the furthest one speaks for the model."""
-    need = sum(max((sum(each.committed.values()) for each in replicas), default=0) for _ in (1,)) or own_need(model)
-    order = (
-        (ReplicaState.LOADED, reasons.LOADED, "Loaded on"),
-        (ReplicaState.LOADING, reasons.LOADING, "Loads on"),
-        (ReplicaState.DRAINING, reasons.DRAINING, "Finishes what is in flight on"),
-        (ReplicaState.SLEEPING, reasons.SLEEPING, "Asleep on"),
-        (ReplicaState.DOWNLOADING, reasons.DOWNLOADING, "Downloads on"),
-        (ReplicaState.PENDING, reasons.STARTING, "Starts on"),
-    )
-    for state, reason, words in order:
-        found = [each for each in replicas if each.state is state]
-        if found:
-            return Explanation(reason, f"{words} {', '.join(where(each.devices) for each in found)}.", need)
+    need = max((sum(each.committed.values()) for each in replicas), default=0) or own_need(model)
+    states = {each.state for each in replicas}
+    for state, reason, words in AT_REST:
+        if state in states:
+            return Explanation(reason, Words(_rest_text, (words, tuple(each.devices for each in replicas if each.state is state))), need)
     failed = [each for each in replicas if each.state is ReplicaState.FAILED]
     if failed:
         error = failed[0].error
         return Explanation(error.reason if error else reasons.FAILED, error.message if error else f"{failed[0].name} failed.", need)
     return Explanation(reasons.IDLE, "At rest; a request wakes it.", own_need(model))
+
+
+def _rest_text(words: str, places: Sequence[Sequence[DeviceKey]]) -> str:
+    return f"{words} {', '.join(where(keys) for keys in places)}."
 
 
 def load(draft: Draft, model: Model, reason: str, waiter: float | None, needs: Mapping[DeviceKey, int]) -> str:

@@ -5,12 +5,11 @@ It owns the place in the queue and must never look at devices.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from corral.domain import reasons
 from corral.domain.draft import Draft
-from corral.domain.eviction import Purpose, floor_of
+from corral.domain.eviction import Purpose
 from corral.domain.model import Demand, Model
 from corral.domain.placement import Want
 
@@ -43,19 +42,6 @@ def queue_place(draft: Draft, model: Model) -> tuple[float | None, float | None]
     return (since, until) if kept else (None, None)
 
 
-def wanted(draft: Draft, model: Model) -> int:
-    """How many replicas it should have loaded now, for whatever reason."""
-    demand = demand_of(draft, model)
-    standing = draft.standing(model)
-    floor = floor_of(model)
-    serving = [*standing.serving, *(each for each in standing.old if each.resident)]
-    busy = sum(each.in_flight + each.queued for each in serving) + (demand.waiting if serving else 0)
-    wants = max(floor, math.ceil(busy / max(1, model.target_in_flight)))
-    if demand.waiting or demand.wish == "Load":
-        wants = max(wants, 1)
-    return min(wants, max(model.max_replicas, floor))
-
-
 def queue(draft: Draft, models: Iterable[Model]) -> list[Want]:
     wants: list[Want] = []
     for model in models:
@@ -64,8 +50,8 @@ def queue(draft: Draft, models: Iterable[Model]) -> list[Want]:
         since, until = queue_place(draft, model) if have == 0 else (None, None)
         draft.places[model.key] = (since, until)
         draft.wake(until)
-        target = wanted(draft, model)
-        floor = min(floor_of(model), target)
+        target = standing.target
+        floor = min(standing.floor, target)
         first = 0
         if have == 0 and since is not None and model.max_replicas > 0:
             demand = demand_of(draft, model)

@@ -39,7 +39,7 @@ def node_closed(model: Model, node: Node | None) -> str:
         return reasons.NOT_READY
     if not node.schedulable:
         return reasons.CORDONED
-    if any(taint.effect != "PreferNoSchedule" and not tolerates(model.tolerations, taint) for taint in node.taints):
+    if node.taints and any(taint.effect != "PreferNoSchedule" and not tolerates(model.tolerations, taint) for taint in node.taints):
         return reasons.TAINTED
     return ""
 

@@ -17,6 +17,7 @@ from corral.domain.policy_lru import last_use
 
 if TYPE_CHECKING:
     from corral.domain.snapshot import State
+    from corral.domain.standing import Standing
 
 SEVERAL = 60.0  # a replica more than wanted is looked at after this, see `lifecycle`
 NOBODY = 1 << 40  # above every priority
@@ -83,6 +84,7 @@ class Index:
         self.vacating: set[DeviceKey] = set()  # devices that some pod is leaving
         self.due: list[tuple[float, str]] = []  # when time alone makes a model worth a look
         self.cached: dict[str, set[str]] = {}  # nodes that have a file, by digest
+        self.readings: dict[str, Standing] = {}  # how models stood when a decision last looked; forgotten with every change
         self._due_of: dict[str, float] = {}
         self._last_use: dict[str, tuple[str, int, float]] = {}
         self._shape_changed = False
@@ -264,7 +266,8 @@ class Index:
             self._last_use[replica_id] = after
 
     def review(self, state: State, key: str) -> None:
-        """Whether this model needs a look in every decision, or when the next one is due."""
+        """Something about it changed: whether it needs a look in every decision now, or when the next one is due."""
+        self.readings.pop(key, None)
         model = state.models.get(key)
         replicas = [state.replicas[each] for each in state.by_model.get(key, ())]
         due: float | None = None

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 
 from corral.domain import reasons
 from corral.domain.draft import Draft
-from corral.domain.eviction import floor_of
-from corral.domain.fairness import demand_of, wanted
+from corral.domain.fairness import demand_of
 from corral.domain.model import Model, Replica, ReplicaState
 from corral.domain.placement import unused_since
 from corral.domain.plan import Delete, Evict
@@ -43,7 +42,7 @@ def clear_away(draft: Draft, model: Model) -> None:
         if draft.free_to_act(replica):
             message = f"{replica.name} is of revision {replica.revision}, the spec asks for {model.revision}."
             draft.act(Delete(model.key, reasons.REVISION_REPLACED, message, replica.id))
-    for replica in standing.coming[:]:
+    for replica in standing.coming:
         if replica.scheduled or replica.unschedulable_since is None or not draft.free_to_act(replica):
             continue
         if draft.now < replica.unschedulable_since + SCHEDULE_TIMEOUT:
@@ -51,7 +50,7 @@ def clear_away(draft: Draft, model: Model) -> None:
             continue
         message = f"{replica.name} was not scheduled on {replica.node} within {seconds(SCHEDULE_TIMEOUT)}: {replica.message or 'no reason given'}"
         draft.act(Delete(model.key, reasons.UNSCHEDULABLE, message, replica.id))
-        standing.coming.remove(replica)
+        draft.comes_no_more(model, replica)
     for replica in standing.failed:
         if replica.error is not None and replica.error.reason == reasons.NO_SPACE and draft.free_to_act(replica):
             message = f"{replica.name} has no space for its file on {replica.node}: {replica.error.message}"
@@ -82,10 +81,9 @@ def retire(draft: Draft, model: Model) -> None:
     standing = draft.standing(model)
     if not (standing.serving or standing.asleep or standing.failed):
         return
-    target = wanted(draft, model)
     demand = demand_of(draft, model)
     asked = bool(demand.waiting) or demand.wish == "Load" or draft.places.get(model.key, (None, None))[0] is not None
-    surplus = standing.have - max(target, 1 if asked else 0)
+    surplus = standing.have - max(standing.target, 1 if asked else 0)
     for replica in sorted(standing.serving, key=lambda each: (last_use(each), each.id)):
         if not draft.free_to_act(replica) or not replica.reachable or replica.in_flight or replica.queued or model.pinned:
             continue
@@ -96,7 +94,7 @@ def retire(draft: Draft, model: Model) -> None:
 
 def _put_to_sleep(draft: Draft, model: Model, replica: Replica, *, wished: bool) -> bool:
     standing = draft.standing(model)
-    over = standing.have > max(model.max_replicas, floor_of(model))
+    over = standing.have > max(model.max_replicas, standing.floor)
     several = standing.have > 1
     after = 0.0 if over else min(model.sleep_after, SCALE_DOWN_AFTER) if several else model.sleep_after
     at = last_use(replica) + after
@@ -118,7 +116,7 @@ def _put_to_sleep(draft: Draft, model: Model, replica: Replica, *, wished: bool)
 
 def _end_sleepers(draft: Draft, model: Model, *, asked: bool) -> None:
     standing = draft.standing(model)
-    spare = standing.have + len(standing.asleep) + len(standing.coming) - max(model.max_replicas, floor_of(model), 1)
+    spare = standing.have + len(standing.asleep) + len(standing.coming) - max(model.max_replicas, standing.floor, 1)
     for replica in sorted([*standing.asleep, *standing.failed], key=lambda each: (last_use(each), each.id)):
         if not draft.free_to_act(replica):
             continue
@@ -132,7 +130,7 @@ def _end_sleepers(draft: Draft, model: Model, *, asked: bool) -> None:
             spare -= 1
             draft.act(Delete(model.key, reasons.SCALE_DOWN, f"{replica.name} sleeps and {model.key} is loaded elsewhere.", replica.id))
             continue
-        if asked or (floor_of(model) and standing.have < floor_of(model)):
+        if asked or (standing.floor and standing.have < standing.floor):
             continue
         at = max(last_use(replica), replica.created) + model.stop_after
         if at > draft.now:

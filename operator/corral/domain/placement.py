@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import NamedTuple
 
 from corral.domain import explain, reasons
 from corral.domain.draft import Draft
@@ -23,8 +24,7 @@ PASSING = frozenset(
 OF_TURNS = frozenset({reasons.IN_FLIGHT, reasons.WANTED, reasons.IN_ITS_TURN})
 
 
-@dataclass(frozen=True, slots=True)
-class Want:
+class Want(NamedTuple):
     """One entry of the queue."""
 
     model: Model
@@ -35,8 +35,7 @@ class Want:
     reason: str = reasons.REQUESTED
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """A place, and the victims that it takes."""
 
     place: Place

@@ -6,9 +6,9 @@ It must never choose between places, nor look at victims.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from heapq import merge
 from itertools import chain, islice
+from typing import NamedTuple
 
 from corral.domain.draft import Draft
 from corral.domain.eviction import Lack
@@ -26,8 +26,7 @@ MOST_NODES = 32  # the same for models that are split, and for each figure by wh
 MOST_SHOWN = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Some devices of one node, and what the model needs on each."""
 
     devices: tuple[Device, ...]
@@ -266,7 +265,7 @@ class Finder:
 
 
 def backing_off(draft: Draft, model: Model, node: str) -> bool:
-    return any(each.node in ("", node) and each.until > draft.now for each in model.backoff)
+    return bool(model.backoff) and any(each.node in ("", node) and each.until > draft.now for each in model.backoff)
 
 
 def fits_now(draft: Draft, model: Model, place_: Place) -> bool:

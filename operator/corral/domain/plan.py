@@ -7,9 +7,9 @@ memory back. Each can be interrupted anywhere, and what is left is told by the o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from corral.domain.model import DeviceKey
 
@@ -62,8 +62,7 @@ class Delete(Action):
     deadline: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """Why one replica is not a victim, and until when (None: no time is known)."""
 
     replica: str
@@ -73,8 +72,7 @@ class Refusal:
     in_flight: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """One place a model could have gone to, with the arithmetic. Bytes are sums over `devices`."""
 
     devices: tuple[DeviceKey, ...]
@@ -87,24 +85,37 @@ class Candidate:
     refused: tuple[Refusal, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Next:
+class Next(NamedTuple):
     """What happens next and when, such as the end of a turn."""
 
     at: float
     what: str
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """Why a model is where it is. Conditions, events, `corral explain`, HTTP errors and logs all render this."""
+class Words(NamedTuple):
+    """A text that nobody reads yet: what renders it, and the facts in it. Two are equal when their facts are."""
+
+    render: Callable[..., str]
+    facts: tuple[Any, ...]
+
+
+class Explanation(NamedTuple):
+    """Why a model is where it is. Conditions, events, `corral explain`, HTTP errors and logs all render this.
+
+    A decision makes one for every model that it looks at, and most say what the last one said: they are compared by their facts, and only what
+    is shown is put into words.
+    """
 
     reason: str
-    message: str
+    said: str | Words
     need: int = 0
     candidates: tuple[Candidate, ...] = ()
     more: int = 0  # candidates left out
     next: Next | None = None
+
+    @property
+    def message(self) -> str:
+        return self.said if isinstance(self.said, str) else self.said.render(*self.said.facts)
 
     def as_json(self) -> dict[str, Any]:
         """The object of `status.explanation`; times as float seconds, to be rendered at the edge."""
@@ -133,8 +144,7 @@ class Explanation:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What one decision says of one model that it looked at."""
 
     model: str

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from corral.domain import reasons
 from corral.domain.draft import Draft
-from corral.domain.fairness import wanted
 from corral.domain.model import Model, Replica
 from corral.domain.placement import Want, place
 from corral.domain.places import fits_now, own_place
@@ -38,7 +37,7 @@ def finish(draft: Draft, model: Model) -> None:
     standing = draft.standing(model)
     if not standing.serving:
         return
-    spare = len(standing.serving) + len(standing.old) - max(wanted(draft, model), 1)
+    spare = len(standing.serving) + len(standing.old) - max(standing.target, 1)
     for replica in standing.old:
         if spare <= 0:
             return

@@ -1,32 +1,52 @@
-"""How a model stands: its replicas sorted by what they can do for it. A reading of the snapshot, no decision."""
+"""How a model stands: its replicas sorted by what they can do for it, and how many it should have. A reading of the snapshot, no decision."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from corral.domain.model import Device, Model, Node, Replica, ReplicaState
-from corral.domain.snapshot import Snapshot
+from corral.domain.model import Demand, Device, Model, Node, Replica, ReplicaState
+
+if TYPE_CHECKING:
+    from corral.domain.snapshot import Snapshot
 
 NOT_READY_GRACE = 60.0  # a node that is NotReady for longer has lost its replicas
 VANISHED_GRACE = 600.0  # a device that is absent from its slice for longer has lost its replicas
+BY_STATE = {
+    ReplicaState.LOADING: "loading",
+    ReplicaState.LOADED: "serving",
+    ReplicaState.DRAINING: "serving",
+    ReplicaState.SLEEPING: "asleep",
+    ReplicaState.FAILED: "failed",
+}
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Standing:
-    serving: list[Replica] = field(default_factory=list)  # loaded, of the wanted revision
-    loading: list[Replica] = field(default_factory=list)
-    asleep: list[Replica] = field(default_factory=list)  # ready to be loaded
-    coming: list[Replica] = field(default_factory=list)  # pods that start or download
-    failed: list[Replica] = field(default_factory=list)
-    leaving: list[Replica] = field(default_factory=list)  # being put to sleep or deleted
-    lost: list[Replica] = field(default_factory=list)  # their node or device is gone, or they must move
-    old: list[Replica] = field(default_factory=list)  # of another revision, loaded or loading
-    outdated: list[Replica] = field(default_factory=list)  # of another revision, and holding nothing up
+    serving: tuple[Replica, ...] = ()  # loaded, of the wanted revision
+    loading: tuple[Replica, ...] = ()
+    asleep: tuple[Replica, ...] = ()  # ready to be loaded
+    coming: tuple[Replica, ...] = ()  # pods that start or download
+    failed: tuple[Replica, ...] = ()
+    leaving: tuple[Replica, ...] = ()  # being put to sleep or deleted
+    lost: tuple[Replica, ...] = ()  # their node or device is gone, or they must move
+    old: tuple[Replica, ...] = ()  # of another revision, loaded or loading
+    outdated: tuple[Replica, ...] = ()  # of another revision, and holding nothing up
+    replicas: tuple[Replica, ...] = ()  # all of them, oldest first
+    have: int = 0  # replicas that serve, or will without a further decision
+    floor: int = 0  # as many are kept loaded, whether somebody asks or not
+    target: int = 0  # as many should be loaded now, for whatever reason
+    since: float = float("-inf")  # it reads like this from then on,
+    until: float = float("inf")  # and before then, as long as nothing changes
 
-    @property
-    def have(self) -> int:
-        """Replicas that serve, or will without a further decision."""
-        return len(self.serving) + len(self.loading)
+    def holds(self, now: float) -> bool:
+        return self.since <= now < self.until
+
+
+def floor_of(model: Model) -> int:
+    return max(model.min_replicas, 1 if model.pinned else 0)
 
 
 def lost_since(replica: Replica, snapshot: Snapshot) -> float | None:
@@ -45,23 +65,41 @@ def lost_since(replica: Replica, snapshot: Snapshot) -> float | None:
 
 
 def stand(snapshot: Snapshot, model: Model, now: float) -> Standing:
-    standing = Standing()
-    for replica in snapshot.replicas_of(model.key):
+    """Depends on the model, its demand, its replicas, their nodes and devices, and on time only where `since` and `until` say so.
+
+    `Index.review` is called when any of these changes, and forgets the reading.
+    """
+    found: dict[str, list[Replica]] = {}
+    replicas = snapshot.replicas_of(model.key)
+    since, until = float("-inf"), float("inf")
+    for replica in replicas:
         lost = lost_since(replica, snapshot)
-        if replica.deleting or replica.ordered in ("Evict", "Delete"):
-            standing.leaving.append(replica)
-        elif lost is not None and lost <= now:
-            standing.lost.append(replica)
-        elif model.revision and replica.revision != model.revision:
-            (standing.old if replica.resident or replica.ordered == "Load" else standing.outdated).append(replica)
-        elif replica.state is ReplicaState.LOADING or replica.ordered == "Load":
-            standing.loading.append(replica)
-        elif replica.state in (ReplicaState.LOADED, ReplicaState.DRAINING):
-            standing.serving.append(replica)
-        elif replica.state is ReplicaState.SLEEPING:
-            standing.asleep.append(replica)
-        elif replica.state is ReplicaState.FAILED:
-            standing.failed.append(replica)
-        else:
-            standing.coming.append(replica)
-    return standing
+        if lost is not None:
+            since, until = (max(since, lost), until) if lost <= now else (since, min(until, lost))
+        found.setdefault(_place_of(replica, model, lost=lost is not None and lost <= now), []).append(replica)
+    sorted_ = {name: tuple(each) for name, each in found.items()}
+    have = len(found.get("serving", ())) + len(found.get("loading", ()))
+    target = _target(model, snapshot.demand.get(model.key), [*found.get("serving", ()), *(each for each in found.get("old", ()) if each.resident)])
+    return Standing(**sorted_, replicas=tuple(replicas), have=have, floor=floor_of(model), target=target, since=since, until=until)
+
+
+def _place_of(replica: Replica, model: Model, *, lost: bool) -> str:
+    if replica.deleting or replica.ordered in ("Evict", "Delete"):
+        return "leaving"
+    if lost:
+        return "lost"
+    if model.revision and replica.revision != model.revision:
+        return "old" if replica.resident or replica.ordered == "Load" else "outdated"
+    if replica.ordered == "Load":
+        return "loading"
+    return BY_STATE.get(replica.state, "coming")
+
+
+def _target(model: Model, demand: Demand | None, serving: Sequence[Replica]) -> int:
+    waiting = demand.waiting if demand is not None else 0
+    floor = floor_of(model)
+    busy = sum(each.in_flight + each.queued for each in serving) + (waiting if serving else 0)
+    wants = max(floor, math.ceil(busy / max(1, model.target_in_flight)))
+    if demand is not None and (waiting or demand.wish == "Load"):
+        wants = max(wants, 1)
+    return min(wants, max(model.max_replicas, floor))
