@@ -107,4 +107,4 @@ def placeable(draft: Draft, model: Model) -> bool:
 def _speak(draft: Draft, model: Model) -> None:
     """Whoever got no word yet is told what its replicas tell."""
     if model.key not in draft.verdicts:
-        draft.say(model, explain.rest_of(model, draft.snapshot.replicas_of(model.key)))
+        draft.say(model, draft.standing(model).rest)

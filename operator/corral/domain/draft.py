@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from corral.domain.model import Device, DeviceKey, DeviceKind, Model, Pool, Replica
 from corral.domain.plan import Action, Delete, Evict, Explanation, Plan, Verdict
 from corral.domain.snapshot import NO_IDS, Snapshot
 from corral.domain.standing import Standing, stand
+
+if TYPE_CHECKING:
+    from corral.domain.eviction import Prospect
 
 DEFAULT_POOL = Pool(name="default")
 NOTHING = (0, 0)
@@ -38,9 +41,11 @@ class Draft:
         self.turns: dict[str, float] = {}
         self.places: dict[str, tuple[float | None, float | None]] = {}  # of models: since when they queue, until when that is kept
         self.acted: set[str] = set()  # replicas that this plan gave an action
+        self.prospects: dict[tuple[object, ...], Prospect] = {}  # kept by `eviction`
         self._at_hand: dict[str, tuple[list[Replica], list[Replica]]] = {}
         self._standing: dict[str, Standing] = {}
         self._rooms: dict[DeviceKey, Room] = {}  # as long as nothing changed there
+        self._takers: dict[DeviceKey, list[Replica]] = {}
         self._taken: dict[DeviceKey, list[int]] = {}  # bytes, models: what this plan gives away now
         self._kept: dict[DeviceKey, list[int]] = {}  # what is kept for those ahead in the queue
         self._wished: dict[DeviceKey, dict[str, int]] = {}  # bytes, by model, that newcomers which still download will ask for
@@ -56,14 +61,15 @@ class Draft:
         return self.snapshot.pools.get(model.pool, DEFAULT_POOL)
 
     def standing(self, model: Model) -> Standing:
-        found = self._standing.get(model.key)
-        if found is None:
+        try:
+            return self._standing[model.key]
+        except KeyError:
             readings = self.snapshot.index.readings
             found = readings.get(model.key)
             if found is None or not found.holds(self.now):
                 found = readings[model.key] = stand(self.snapshot, model, self.now)
             self._standing[model.key] = found
-        return found
+            return found
 
     def comes_no_more(self, model: Model, replica: Replica) -> None:
         """For the rest of this decision nobody counts on this pod, which is on its way."""
@@ -102,6 +108,13 @@ class Draft:
         models = limit - self.snapshot.index.arenas[key].models - taken[1]
         return Room(free, free + leaving - kept[0], models, models + leavers - kept[1])
 
+    def takers(self, key: DeviceKey) -> list[Replica]:
+        """Replicas that take some of this device, in the order of their ids: bytes, or all of it for their namespace."""
+        found = self._takers.get(key)
+        if found is None:
+            found = self._takers[key] = [each for each in self.snapshot.on_device(key) if each.namespace_claim or each.uses(key)]
+        return found
+
     def wished(self, key: DeviceKey, by_others_than: str) -> int:
         """Bytes that newcomers whose files are still on their way will ask for here."""
         wishes = self._wished.get(key)
@@ -121,7 +134,8 @@ class Draft:
         found = self._leaving.get(key)
         if found is None:
             size = models = 0
-            for each in self.snapshot.index.arenas[key].leaving if key in self.snapshot.index.arenas else ():
+            arena = self.snapshot.index.arenas.get(key)
+            for each in arena.leaving if arena is not None else ():
                 replica = self.snapshot.replicas[each]
                 size += self.freed(replica, key, deleted=replica.deleting or replica.ordered == "Delete")
                 models += 1 if replica.committed.get(key, 0) else 0

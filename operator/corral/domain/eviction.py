@@ -140,20 +140,37 @@ def _refuse(replica: Replica, reason: str, until: float | None = None) -> Refusa
 
 
 def prospect(
-    draft: Draft, newcomer: Model, keys: Sequence[DeviceKey], purpose: Purpose, *, end_turns: bool = False, delete: bool = False
+    draft: Draft, newcomer: Model, keys: tuple[DeviceKey, ...], purpose: Purpose, *, end_turns: bool = False, delete: bool = False
 ) -> Prospect:
-    """Look at everybody on these devices. `delete`: on host memory sleeping is not enough, the pods have to go."""
+    """Look at everybody on these devices. `delete`: on host memory sleeping is not enough, the pods have to go.
+
+    What it says depends on no more of the newcomer than the key below: many that wait look at the same devices. Replicas change only by what this
+    decision orders, and that is counted.
+    """
+    own = newcomer.key if newcomer.key in draft.snapshot.by_model else ""
+    asks = (own, newcomer.namespace, newcomer.pool, newcomer.priority, newcomer.pinned, purpose)
+    key = (keys, asks, end_turns, delete, len(draft.acted))
+    found = draft.prospects.get(key)
+    if found is None:
+        found = draft.prospects[key] = _prospect(draft, newcomer, keys, purpose, end_turns=end_turns, delete=delete)
+    return found
+
+
+def _prospect(draft: Draft, newcomer: Model, keys: Sequence[DeviceKey], purpose: Purpose, *, end_turns: bool, delete: bool) -> Prospect:
     policy = policy_of(draft.pool(newcomer).policy)
     victims: list[Victim] = []
     refused: list[Refusal] = []
     seen: set[str] = set()
     for key in keys:
-        for replica in draft.snapshot.on_device(key):
-            if replica.id in seen or replica.model == newcomer.key:
+        for replica in draft.takers(key):
+            if replica.model == newcomer.key:
                 continue
-            seen.add(replica.id)
+            if len(keys) > 1:
+                if replica.id in seen:
+                    continue
+                seen.add(replica.id)
             claimed = replica.namespace_claim and replica.namespace != newcomer.namespace
-            if not claimed and not any(replica.uses(each) for each in keys):
+            if replica.namespace_claim and not claimed and not any(replica.uses(each) for each in keys):
                 continue
             no = refusal(draft, replica, newcomer, purpose, end_turns=end_turns)
             if no is not None:

@@ -64,12 +64,12 @@ def refused_text(refusal: Refusal) -> str:
 
 
 def candidate_of(draft: Draft, place: Place, seen: Prospect) -> Candidate:
-    free = sum(draft.room(device, place.own).now for device in place.devices)
+    devices = place.devices
     return Candidate(
         devices=place.keys,
-        capacity=sum(device.capacity for device in place.devices),
-        margin=sum(device.margin for device in place.devices),
-        free=free,
+        capacity=sum([device.capacity for device in devices]),
+        margin=sum([device.margin for device in devices]),
+        free=sum([draft.room(device, place.own).now for device in devices]),
         need=place.need,
         freeable=seen.freeable,
         refused=seen.refused,
@@ -115,7 +115,7 @@ def waiting(draft: Draft, model: Model, reason: str, places: Sequence[tuple[Plac
         draft.say(model, Explanation(reason, no_place(draft, model), need_of(draft, model)))
         return
     layers = layers_of(model.footprint) if model.footprint is not None else 0
-    sizes = tuple(tuple((device.capacity, device.margin) for device in place.devices) for place, _ in ranked)
+    sizes = tuple([tuple([(device.capacity, device.margin) for device in place.devices]) for place, _ in ranked])
     words = Words(waiting_text, (shown, sizes, layers, model.max_devices, more, then))
     draft.say(model, Explanation(reason, words, shown[0].need, shown, more, then))
 
@@ -214,7 +214,7 @@ def coming(draft: Draft, model: Model, replica: Replica) -> None:
     draft.say(model, rest_of(model, [replica]))
 
 
-AT_REST = (
+FURTHEST = (
     (ReplicaState.LOADED, reasons.LOADED, "Loaded on"),
     (ReplicaState.LOADING, reasons.LOADING, "Loads on"),
     (ReplicaState.DRAINING, reasons.DRAINING, "Finishes what is in flight on"),
@@ -224,18 +224,21 @@ AT_REST = (
 )
 
 
+AT_REST = Explanation(reasons.IDLE, "At rest; a request wakes it.")
+
+
 def rest_of(model: Model, replicas: Sequence[Replica]) -> Explanation:
     """What the replicas alone tell: the furthest one speaks for the model."""
     need = max((sum(each.committed.values()) for each in replicas), default=0) or own_need(model)
     states = {each.state for each in replicas}
-    for state, reason, words in AT_REST:
+    for state, reason, words in FURTHEST:
         if state in states:
             return Explanation(reason, Words(_rest_text, (words, tuple(each.devices for each in replicas if each.state is state))), need)
     failed = [each for each in replicas if each.state is ReplicaState.FAILED]
     if failed:
         error = failed[0].error
         return Explanation(error.reason if error else reasons.FAILED, error.message if error else f"{failed[0].name} failed.", need)
-    return Explanation(reasons.IDLE, "At rest; a request wakes it.", own_need(model))
+    return AT_REST._replace(need=own_need(model))
 
 
 def _rest_text(words: str, places: Sequence[Sequence[DeviceKey]]) -> str:

@@ -28,7 +28,7 @@ def tolerates(tolerations: Iterable[Toleration], taint: Taint) -> bool:
 
 def selected(model: Model, node: Node) -> bool:
     """The node is of the model's pool and carries the labels that it asks for."""
-    return node.pool == model.pool and all(node.labels.get(name) == value for name, value in model.node_selector.items())
+    return node.pool == model.pool and (not model.node_selector or all(node.labels.get(name) == value for name, value in model.node_selector.items()))
 
 
 def node_closed(model: Model, node: Node | None) -> str:

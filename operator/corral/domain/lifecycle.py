@@ -117,7 +117,10 @@ def _put_to_sleep(draft: Draft, model: Model, replica: Replica, *, wished: bool)
 def _end_sleepers(draft: Draft, model: Model, *, asked: bool) -> None:
     standing = draft.standing(model)
     spare = standing.have + len(standing.asleep) + len(standing.coming) - max(model.max_replicas, standing.floor, 1)
-    for replica in sorted([*standing.asleep, *standing.failed], key=lambda each: (last_use(each), each.id)):
+    kept = asked or standing.have < standing.floor
+    sleepers = [each for each in (*standing.asleep, *standing.failed) if each.committed or standing.have or not kept]
+    sleepers.sort(key=lambda each: (last_use(each), each.id))
+    for replica in sleepers:
         if not draft.free_to_act(replica):
             continue
         if replica.committed:
@@ -130,7 +133,7 @@ def _end_sleepers(draft: Draft, model: Model, *, asked: bool) -> None:
             spare -= 1
             draft.act(Delete(model.key, reasons.SCALE_DOWN, f"{replica.name} sleeps and {model.key} is loaded elsewhere.", replica.id))
             continue
-        if asked or (standing.floor and standing.have < standing.floor):
+        if kept:
             continue
         at = max(last_use(replica), replica.created) + model.stop_after
         if at > draft.now:

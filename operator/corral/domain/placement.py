@@ -79,16 +79,16 @@ def _place_one(draft: Draft, want: Want, asleep: list[Replica], coming: list[Rep
     if footprint is None:
         return False
     own = [found for each in asleep if (found := own_place(draft, model, footprint, each)) is not None]
-    for each in own:
+    committed = [each for each in own if each.own is not None and each.own.committed]
+    for each in committed:
         # Left by a crash between commitment and wake: used as it is, unless somebody else was given the same bytes meanwhile.
-        if each.own is not None and each.own.committed and fits_now(draft, model, each):
+        if fits_now(draft, model, each):
             _load(draft, want, each, asleep)
             return True
-    for each in own:
-        if each.own is not None and each.own.committed:
-            _take_back(draft, each.own)
-            asleep.remove(each.own)
-    own = [each for each in own if each.own in asleep]
+    for each in committed:
+        _take_back(draft, each.own)  # type: ignore[arg-type]
+        asleep.remove(each.own)  # type: ignore[arg-type]
+        own.remove(each)
     ready = [each for each in own if fits_now(draft, model, each)]
     if ready:
         _load(draft, want, min(ready, key=lambda each: (left_over(draft, each), each.keys)), asleep)
@@ -393,8 +393,8 @@ def _passing(draft: Draft, place_: Place, seen: Prospect) -> bool:
     """Everything that is in the way goes by itself some time."""
     lacks = lacks_of(draft, place_)
     for key, lack in lacks.items():
-        size = lack.size - sum(each.freed.get(key, 0) for each in seen.victims)
-        models = lack.models - sum(1 for each in seen.victims if each.replica.committed.get(key, 0))
+        size = lack.size - sum([each.freed.get(key, 0) for each in seen.victims])
+        models = lack.models - sum([1 for each in seen.victims if each.replica.committed.get(key, 0)])
         for each in seen.refused:
             if each.reason in PASSING:
                 replica = draft.snapshot.replicas[each.replica]

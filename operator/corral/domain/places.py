@@ -29,6 +29,7 @@ MOST_SHOWN = 8
 class Place(NamedTuple):
     """Some devices of one node, and what the model needs on each."""
 
+    keys: tuple[DeviceKey, ...]
     devices: tuple[Device, ...]
     needs: dict[DeviceKey, int]
     shares: tuple[float, ...]
@@ -36,12 +37,8 @@ class Place(NamedTuple):
     waits: float = 0.0  # seconds until its file would be there
 
     @property
-    def keys(self) -> tuple[DeviceKey, ...]:
-        return tuple(device.key for device in self.devices)
-
-    @property
     def node(self) -> str:
-        return self.devices[0].key.node
+        return self.keys[0].node
 
     @property
     def need(self) -> int:
@@ -50,13 +47,14 @@ class Place(NamedTuple):
 
 def own_place(draft: Draft, model: Model, footprint: Footprint, replica: Replica, *, coming: bool = False) -> Place | None:
     """Where a sleeping replica is bound to; None when it cannot be loaded there now."""
-    devices = tuple(device for key in replica.devices if (device := draft.snapshot.devices.get(key)) is not None)
-    if not devices or len(devices) != len(replica.devices):
+    keys, known = replica.devices, draft.snapshot.devices
+    devices = tuple([known[key] for key in keys if key in known])
+    if not devices or len(devices) != len(keys):
         return None
-    if closed_for(draft.snapshot, model, replica.devices) or (not coming and not replica.reachable) or backing_off(draft, model, replica.node):
+    if closed_for(draft.snapshot, model, keys) or (not coming and not replica.reachable) or backing_off(draft, model, replica.node):
         return None
     if replica.committed:
-        return Place(devices, dict(replica.committed), _shares(footprint, [replica.committed.get(each.key, 0) for each in devices]), replica)
+        return Place(keys, devices, dict(replica.committed), _shares(footprint, [replica.committed.get(each.key, 0) for each in devices]), replica)
     return _place_on(draft, footprint, devices, replica)
 
 
@@ -67,12 +65,14 @@ def _shares(footprint: Footprint, sizes: list[int]) -> tuple[float, ...]:
 
 def _place_on(draft: Draft, footprint: Footprint, devices: tuple[Device, ...], own: Replica | None, waits: float = 0.0) -> Place | None:
     if len(devices) == 1:
-        return Place(devices, {devices[0].key: need_on(footprint, devices[0].kind)}, (1.0,), own, waits)
+        key = devices[0].key
+        return Place((key,), devices, {key: need_on(footprint, devices[0].kind)}, (1.0,), own, waits)
     rooms = [min((room := draft.room(each, own)).now, room.soon) for each in devices]
     found = split(footprint, rooms) or split(footprint, [each.usable for each in devices])
     if found is None:
         return None
-    return Place(devices, dict(zip((each.key for each in devices), found.bytes, strict=True)), found.shares, own, waits)
+    keys = tuple(each.key for each in devices)
+    return Place(keys, devices, dict(zip(keys, found.bytes, strict=True)), found.shares, own, waits)
 
 
 def taken_by(draft: Draft, model: Model) -> frozenset[DeviceKey]:
@@ -88,7 +88,8 @@ class Finder:
         self.model = model
         self.footprint = footprint
         self.ranks = draft.snapshot.index.pool(model.pool)
-        self.least = min(need_on(footprint, DeviceKind.GPU), need_on(footprint, DeviceKind.HOST))
+        self.needs = {kind: need_on(footprint, kind) for kind in DeviceKind}  # of one device on its own
+        self.least = min(self.needs.values())
         self.squeezed = False  # a place was left out because it is promised
         self._taken = taken_by(draft, model)
         self._known: dict[DeviceKey, Place | None] = {}
@@ -103,15 +104,16 @@ class Finder:
         return self._known[key]
 
     def _at(self, key: DeviceKey) -> Place | None:
-        draft, model, footprint = self.draft, self.model, self.footprint
+        draft, model = self.draft, self.model
         device, node = draft.snapshot.devices[key], draft.snapshot.nodes.get(key.node)
-        if key in self._taken or node is None or need_on(footprint, device.kind) > device.usable:
+        need = self.needs[device.kind]
+        if key in self._taken or node is None or need > device.usable:
             return None
         if not selected(model, node) or node_closed(model, node) or device_closed(device) or backing_off(draft, model, node.name):
             return None
         if draft.claimed_by_other(key, model.namespace):
             return None
-        return _place_on(draft, footprint, (device,), None, self._waits(node))
+        return Place((key,), (device,), {key: need}, (1.0,), None, self._waits(node))
 
     def _waits(self, node: Node) -> float:
         there = bool(self.footprint.digest) and self.footprint.digest in node.cached
@@ -301,7 +303,7 @@ def foreign_claims(draft: Draft, model: Model, place_: Place) -> list[Replica]:
     """Pods that hold one of the devices for another namespace. Only their deletion frees it."""
     if place_.own is not None:
         return []
-    return [each for key in place_.keys for each in draft.snapshot.on_device(key) if each.namespace_claim and each.namespace != model.namespace]
+    return [each for key in place_.keys for each in draft.takers(key) if each.namespace_claim and each.namespace != model.namespace]
 
 
 def left_over(draft: Draft, place_: Place) -> int:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from corral.domain.explain import AT_REST, rest_of
 from corral.domain.model import Demand, Device, Model, Node, Replica, ReplicaState
+from corral.domain.plan import Explanation
 
 if TYPE_CHECKING:
     from corral.domain.snapshot import Snapshot
@@ -38,6 +40,7 @@ class Standing:
     have: int = 0  # replicas that serve, or will without a further decision
     floor: int = 0  # as many are kept loaded, whether somebody asks or not
     target: int = 0  # as many should be loaded now, for whatever reason
+    rest: Explanation = AT_REST  # what the replicas alone tell
     since: float = float("-inf")  # it reads like this from then on,
     until: float = float("inf")  # and before then, as long as nothing changes
 
@@ -80,7 +83,16 @@ def stand(snapshot: Snapshot, model: Model, now: float) -> Standing:
     sorted_ = {name: tuple(each) for name, each in found.items()}
     have = len(found.get("serving", ())) + len(found.get("loading", ()))
     target = _target(model, snapshot.demand.get(model.key), [*found.get("serving", ()), *(each for each in found.get("old", ()) if each.resident)])
-    return Standing(**sorted_, replicas=tuple(replicas), have=have, floor=floor_of(model), target=target, since=since, until=until)
+    return Standing(
+        **sorted_,
+        replicas=tuple(replicas),
+        have=have,
+        floor=floor_of(model),
+        target=target,
+        rest=rest_of(model, replicas),
+        since=since,
+        until=until,
+    )
 
 
 def _place_of(replica: Replica, model: Model, *, lost: bool) -> str:
