@@ -54,7 +54,8 @@ def own_place(draft: Draft, model: Model, footprint: Footprint, replica: Replica
     if closed_for(draft.snapshot, model, keys) or (not coming and not replica.reachable) or backing_off(draft, model, replica.node):
         return None
     if replica.committed:
-        return Place(keys, devices, dict(replica.committed), _shares(footprint, [replica.committed.get(each.key, 0) for each in devices]), replica)
+        needs = {key: replica.committed.get(key, 0) for key in keys}
+        return Place(keys, devices, needs, _shares(footprint, list(needs.values())), replica)
     return _place_on(draft, footprint, devices, replica)
 
 
