@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from corral.domain.model import Device, DeviceKey, DeviceKind, Model, Pool, Replica
+from corral.domain.index import freed
+from corral.domain.model import Device, DeviceKey, Model, Pool, Replica
 from corral.domain.plan import Action, Delete, Evict, Explanation, Plan, Verdict
 from corral.domain.snapshot import NO_IDS, Snapshot
 from corral.domain.standing import Standing, stand
@@ -49,7 +50,7 @@ class Draft:
         self._taken: dict[DeviceKey, list[int]] = {}  # bytes, models: what this plan gives away now
         self._kept: dict[DeviceKey, list[int]] = {}  # what is kept for those ahead in the queue
         self._wished: dict[DeviceKey, dict[str, int]] = {}  # bytes, by model, that newcomers which still download will ask for
-        self._leaving: dict[DeviceKey, tuple[int, int]] = {}
+        self._leaving: dict[DeviceKey, tuple[int, int]] = {}  # with what this plan makes leave
         self._pods: dict[str, int] = {}
         self._handed: list[DeviceKey] | None = None
         self._claimed: dict[DeviceKey, str] = {}  # namespaces that this plan makes pods for on devices that have one at a time
@@ -100,12 +101,13 @@ class Draft:
 
     def _room(self, device: Device) -> Room:
         key = device.key
+        arena = self.snapshot.index.arenas[key]
         taken = self._taken.get(key, NOTHING)
         kept = self._kept.get(key, NOTHING)
-        leaving, leavers = self.leaving(key)
-        free = device.usable - self.snapshot.used.get(key, 0) - taken[0]
+        leaving, leavers = self._leaving.get(key, arena.going)
+        free = arena.free - taken[0]
         limit = self.snapshot.pools.get(device.pool, DEFAULT_POOL).max_models_per_device
-        models = limit - self.snapshot.index.arenas[key].models - taken[1]
+        models = limit - arena.models - taken[1]
         return Room(free, free + leaving - kept[0], models, models + leavers - kept[1])
 
     def takers(self, key: DeviceKey) -> list[Replica]:
@@ -129,29 +131,8 @@ class Draft:
         size = self._taken.get(key, NOTHING)[0] + self._kept.get(key, NOTHING)[0]
         return size + self.wished(key, model) if promises else size
 
-    def leaving(self, key: DeviceKey) -> tuple[int, int]:
-        """Bytes and models that evictions and deletions under way will give back on this device."""
-        found = self._leaving.get(key)
-        if found is None:
-            size = models = 0
-            arena = self.snapshot.index.arenas.get(key)
-            for each in arena.leaving if arena is not None else ():
-                replica = self.snapshot.replicas[each]
-                size += self.freed(replica, key, deleted=replica.deleting or replica.ordered == "Delete")
-                models += 1 if replica.committed.get(key, 0) else 0
-            found = self._leaving[key] = (size, models)
-        return found
-
     def freed(self, replica: Replica, key: DeviceKey, *, deleted: bool) -> int:
-        """Bytes that the end of this replica gives back: on host memory a sleeping one keeps its residue."""
-        uses = replica.uses(key)
-        if deleted:
-            return uses
-        device = self.snapshot.devices.get(key)
-        if device is None or device.kind is not DeviceKind.HOST:
-            return uses
-        model = self.snapshot.models.get(replica.model)
-        return max(0, uses - (model.residue if model is not None else 0))
+        return freed(replica, self.snapshot.devices.get(key), self.snapshot.models.get(replica.model), deleted=deleted)
 
     def pods_left(self, node: str) -> int:
         found = self.snapshot.nodes.get(node)
@@ -190,7 +171,10 @@ class Draft:
         if isinstance(action, Evict | Delete):
             replica = self.snapshot.replicas[action.replica]
             for key in {*replica.committed, *replica.held}:
-                size, models = self.leaving(key)
+                arena = self.snapshot.index.arenas.get(key)
+                if arena is None:
+                    continue
+                size, models = self._leaving.get(key, arena.going)
                 size += self.freed(replica, key, deleted=isinstance(action, Delete))
                 self._leaving[key] = (size, models + (1 if replica.committed.get(key, 0) else 0))
                 self._rooms.pop(key, None)

@@ -64,16 +64,12 @@ def refused_text(refusal: Refusal) -> str:
 
 
 def candidate_of(draft: Draft, place: Place, seen: Prospect) -> Candidate:
-    devices = place.devices
-    return Candidate(
-        devices=place.keys,
-        capacity=sum([device.capacity for device in devices]),
-        margin=sum([device.margin for device in devices]),
-        free=sum([draft.room(device, place.own).now for device in devices]),
-        need=place.need,
-        freeable=seen.freeable,
-        refused=seen.refused,
-    )
+    capacity = margin = free = 0
+    for device in place.devices:
+        capacity += device.capacity
+        margin += device.margin
+        free += draft.room(device, place.own).now
+    return Candidate(place.keys, capacity, margin, free, place.need, seen.freeable, refused=seen.refused)
 
 
 def line(candidate: Candidate, capacities: Sequence[int]) -> str:
@@ -115,18 +111,14 @@ def waiting(draft: Draft, model: Model, reason: str, places: Sequence[tuple[Plac
         draft.say(model, Explanation(reason, no_place(draft, model), need_of(draft, model)))
         return
     layers = layers_of(model.footprint) if model.footprint is not None else 0
-    sizes = tuple([tuple([(device.capacity, device.margin) for device in place.devices]) for place, _ in ranked])
-    words = Words(waiting_text, (shown, sizes, layers, model.max_devices, more, then))
+    words = Words(waiting_text, (shown, tuple([place.devices for place, _ in ranked]), layers, model.max_devices, more, then))
     draft.say(model, Explanation(reason, words, shown[0].need, shown, more, then))
 
 
-def waiting_text(
-    shown: Sequence[Candidate], sizes: Sequence[Sequence[tuple[int, int]]], layers: int, max_devices: int, more: int, then: Next | None
-) -> str:
-    """`sizes`: capacity and margin of each device of each place."""
+def waiting_text(shown: Sequence[Candidate], devices: Sequence[Sequence[Device]], layers: int, max_devices: int, more: int, then: Next | None) -> str:
     first = needs_text(shown[0].need, len(shown[0].devices), layers, max_devices)
-    lines = [f"{first}; {margins_text(margin for each in sizes for _, margin in each)}."]
-    lines += [line(each, [capacity for capacity, _ in of]) for each, of in zip(shown, sizes, strict=True)]
+    lines = [f"{first}; {margins_text(device.margin for each in devices for device in each)}."]
+    lines += [line(each, [device.capacity for device in there]) for each, there in zip(shown, devices, strict=True)]
     if more:
         lines.append(f"{plural(more, 'more place')} left out.")
     if then is not None:

@@ -46,6 +46,8 @@ def queue(draft: Draft, models: Iterable[Model]) -> list[Want]:
     wants: list[Want] = []
     for model in models:
         standing = draft.standing(model)
+        if not standing.target and not standing.old and model.queue_since is None and model.key not in draft.snapshot.demand:
+            continue  # nobody asks for it
         have = standing.have + len(standing.old)
         since, until = queue_place(draft, model) if have == 0 else (None, None)
         draft.places[model.key] = (since, until)

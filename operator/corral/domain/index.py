@@ -7,12 +7,12 @@ matter, and what it offers is judged again by the rules. It must never decide an
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from corral.domain.fit import fits_alone, refused_by_pool
-from corral.domain.model import Demand, Device, DeviceKey, Model, Node, Replica, ReplicaState
+from corral.domain.model import Demand, Device, DeviceKey, DeviceKind, Model, Node, Replica, ReplicaState
 from corral.domain.policy_lru import last_use
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Arena:
     models: int = 0  # replicas with a commitment
     weakest: int = NOBODY  # the lowest priority of whoever could give anything back
     leaving: frozenset[str] = frozenset()
+    going: tuple[int, int] = (0, 0)  # bytes and models that these will give back
 
 
 @dataclass(slots=True)
@@ -96,6 +97,11 @@ class Index:
             found = self.pools[name] = PoolIndex()
         return found
 
+    def _forget(self, state: State, replicas: Iterable[str]) -> None:
+        """Something changed where these replicas are."""
+        for each in replicas:
+            self.readings.pop(state.replicas[each].model, None)
+
     # Devices.
 
     def device_changed(self, state: State, old: Device | None, new: Device | None) -> None:
@@ -110,6 +116,7 @@ class Index:
             pool.idle_room.replace(None, (arena.idle_room, new.key))
             pool.turn_room.replace(None, (arena.turn_room, new.key))
             pool.usable.replace(None, (_best(new), new.key))
+        self._forget(state, state.by_device.get((new or old).key, ()))  # type: ignore[union-attr]
         same = old is not None and new is not None and (_best(old), old.pool) == (_best(new), new.pool)
         self._shape_changed |= not same
         if old is None or new is None or (old.no_execute, old.vanished_since) != (new.no_execute, new.vanished_since):
@@ -133,6 +140,7 @@ class Index:
         stuck = stuck_in_turns = models = 0
         weakest = NOBODY
         leaving = []
+        going = models_going = 0
         for each in state.by_device.get(key, ()):
             replica = state.replicas[each]
             uses = replica.uses(key)
@@ -140,6 +148,9 @@ class Index:
                 models += 1
             if replica.deleting or replica.ordered in ("Evict", "Delete"):
                 leaving.append(each)
+                deleted = replica.deleting or replica.ordered == "Delete"
+                going += freed(replica, device, state.models.get(replica.model), deleted=deleted)
+                models_going += 1 if replica.committed.get(key, 0) else 0
                 continue
             if not uses:
                 continue
@@ -152,6 +163,7 @@ class Index:
             if replica.in_flight or replica.queued:
                 stuck += uses
         arena.models, arena.leaving, arena.weakest = models, frozenset(leaving), weakest
+        arena.going = (going, models_going)
         (self.vacating.add if leaving else self.vacating.discard)(key)
         arena.free = device.usable - state.used.get(key, 0)
         arena.idle_room = device.usable - stuck
@@ -179,6 +191,8 @@ class Index:
         if new is not None and (old is None or old.cached != new.cached):
             for digest in new.cached - (old.cached if old is not None else frozenset()):
                 self.cached.setdefault(digest, set()).add(new.name)
+        if old != new:
+            self._forget(state, state.by_node.get((new or old).name, ()))  # type: ignore[union-attr]
         if old is None or new is None or (old.labels, old.pool) != (new.labels, new.pool):
             self._shape_changed = True
         if old is None or new is None or (old.ready, old.not_ready_since) != (new.ready, new.not_ready_since):
@@ -223,7 +237,7 @@ class Index:
         if _rank(old) != _rank(new):
             for each in state.by_model.get(key, ()):
                 self._rank_use(state, each, state.replicas[each])
-                for device in state.replicas[each].committed:
+                for device in {*state.replicas[each].committed, *state.replicas[each].held}:
                     self.touched(state, device)
         self.review(state, key)
 
@@ -324,8 +338,19 @@ def to_estimate(model: Model) -> bool:
     return model.footprint is None and model.blocked is None and not model.estimating and not model.deleting
 
 
-def _rank(model: Model | None) -> tuple[bool, int]:
-    return (model.pinned, model.priority) if model is not None else (False, -NOBODY)
+def _rank(model: Model | None) -> tuple[bool, int, int]:
+    """What arenas look at."""
+    return (model.pinned, model.priority, model.residue) if model is not None else (False, -NOBODY, 0)
+
+
+def freed(replica: Replica, device: Device | None, model: Model | None, *, deleted: bool) -> int:
+    """Bytes of the device that the end of this replica gives back: on host memory a sleeping one keeps its residue."""
+    if device is None:
+        return 0
+    uses = replica.uses(device.key)
+    if deleted or device.kind is not DeviceKind.HOST:
+        return uses
+    return max(0, uses - (model.residue if model is not None else 0))
 
 
 def _best(device: Device) -> int:

@@ -391,15 +391,14 @@ def _target(draft: Draft, want: Want, search: Search) -> tuple[Place, Prospect] 
 
 def _passing(draft: Draft, place_: Place, seen: Prospect) -> bool:
     """Everything that is in the way goes by itself some time."""
-    lacks = lacks_of(draft, place_)
-    for key, lack in lacks.items():
-        size = lack.size - sum([each.freed.get(key, 0) for each in seen.victims])
-        models = lack.models - sum([1 for each in seen.victims if each.replica.committed.get(key, 0)])
-        for each in seen.refused:
-            if each.reason in PASSING:
-                replica = draft.snapshot.replicas[each.replica]
-                size -= draft.freed(replica, key, deleted=False)
-                models -= 1 if replica.committed.get(key, 0) else 0
+    passing = [draft.snapshot.replicas[each.replica] for each in seen.refused if each.reason in PASSING]
+    for key, (size, models) in lacks_of(draft, place_).items():
+        for victim in seen.victims:
+            size -= victim.freed.get(key, 0)
+            models -= 1 if victim.replica.committed.get(key, 0) else 0
+        for replica in passing:
+            size -= draft.freed(replica, key, deleted=False)
+            models -= 1 if replica.committed.get(key, 0) else 0
         if size > 0 or models > 0:
             return False
     return not any(each.reason not in PASSING and draft.snapshot.replicas[each.replica].namespace_claim for each in seen.refused)

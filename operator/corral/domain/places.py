@@ -47,6 +47,16 @@ class Place(NamedTuple):
 
 def own_place(draft: Draft, model: Model, footprint: Footprint, replica: Replica, *, coming: bool = False) -> Place | None:
     """Where a sleeping replica is bound to; None when it cannot be loaded there now."""
+    if coming or replica.committed or model.backoff or len(replica.devices) > 1:
+        return _own_place(draft, model, footprint, replica, coming=coming)
+    # Neither time nor this plan changes the answer: it is kept with the reading of the model.
+    kept = draft.standing(model).places
+    if replica.id not in kept:
+        kept[replica.id] = _own_place(draft, model, footprint, replica, coming=False)
+    return kept[replica.id]
+
+
+def _own_place(draft: Draft, model: Model, footprint: Footprint, replica: Replica, *, coming: bool) -> Place | None:
     keys, known = replica.devices, draft.snapshot.devices
     devices = tuple([known[key] for key in keys if key in known])
     if not devices or len(devices) != len(keys):

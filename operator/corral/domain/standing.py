@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from corral.domain.explain import AT_REST, rest_of
@@ -12,6 +12,7 @@ from corral.domain.model import Demand, Device, Model, Node, Replica, ReplicaSta
 from corral.domain.plan import Explanation
 
 if TYPE_CHECKING:
+    from corral.domain.places import Place
     from corral.domain.snapshot import Snapshot
 
 NOT_READY_GRACE = 60.0  # a node that is NotReady for longer has lost its replicas
@@ -41,6 +42,7 @@ class Standing:
     floor: int = 0  # as many are kept loaded, whether somebody asks or not
     target: int = 0  # as many should be loaded now, for whatever reason
     rest: Explanation = AT_REST  # what the replicas alone tell
+    places: dict[str, Place | None] = field(default_factory=dict, compare=False)  # of those asleep, kept by `places`
     since: float = float("-inf")  # it reads like this from then on,
     until: float = float("inf")  # and before then, as long as nothing changes
 
@@ -70,7 +72,7 @@ def lost_since(replica: Replica, snapshot: Snapshot) -> float | None:
 def stand(snapshot: Snapshot, model: Model, now: float) -> Standing:
     """Depends on the model, its demand, its replicas, their nodes and devices, and on time only where `since` and `until` say so.
 
-    `Index.review` is called when any of these changes, and forgets the reading.
+    The index is told when any of these changes, and forgets the reading.
     """
     found: dict[str, list[Replica]] = {}
     replicas = snapshot.replicas_of(model.key)
