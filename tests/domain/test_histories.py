@@ -1,4 +1,4 @@
-"""What a state keeps between decisions never matters: after any history, it decides what a state decides that was built just now with the same content."""
+"""What a state keeps between decisions never matters: after any history it decides what one decides that was built just now with the same content."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def change_replica(state: State, chance: Random, now: float) -> None:
 
 
 def remove_replica(state: State, chance: Random, now: float) -> None:
-    owner, name = chance.choice(REPLICAS)
+    _, name = chance.choice(REPLICAS)
     state.remove_replica(f"m/{name}")
 
 

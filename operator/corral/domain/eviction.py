@@ -16,6 +16,10 @@ from corral.domain.plan import Refusal
 from corral.domain.policy import EvictionPolicy, policy_of
 from corral.domain.standing import floor_of
 
+PASSING = frozenset(
+    {reasons.IN_FLIGHT, reasons.WANTED, reasons.IN_ITS_TURN, reasons.YOUNG, reasons.JUST_LOADED, reasons.LOADING, reasons.LEAVING, reasons.STARTING}
+)  # refusals that end by themselves
+OF_TURNS = frozenset({reasons.IN_FLIGHT, reasons.WANTED, reasons.IN_ITS_TURN})
 SERVE_GRACE = 5.0  # a waiter that left the queue may be on its way to the replica that was loaded for it
 
 
@@ -60,6 +64,11 @@ def turn_start(replica: Replica) -> float | None:
     if replica.turn_started is None or (replica.loaded_at is not None and replica.turn_started < replica.loaded_at):
         return None
     return replica.turn_started
+
+
+def unused_since(replica: Replica) -> float:
+    """A drain is refused when a request was admitted at or after this: just behind the last one that the plan knows of."""
+    return replica.last_used + 0.001
 
 
 def refusal(draft: Draft, replica: Replica, newcomer: Model, purpose: Purpose, *, end_turns: bool) -> Refusal | None:

@@ -1,4 +1,7 @@
-"""Why a model is where it is, in numbers, and in words once somebody reads them. It renders what the decision found and must never find anything itself."""
+"""Why a model is where it is, in numbers, and in words once somebody reads them.
+
+It renders what the decision found and must never find anything itself.
+"""
 
 from __future__ import annotations
 

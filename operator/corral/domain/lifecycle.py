@@ -9,9 +9,9 @@ from collections.abc import Iterable
 
 from corral.domain import reasons
 from corral.domain.draft import Draft
+from corral.domain.eviction import unused_since
 from corral.domain.fairness import demand_of
 from corral.domain.model import Model, Replica, ReplicaState
-from corral.domain.placement import unused_since
 from corral.domain.plan import Delete, Evict
 from corral.domain.policy_lru import last_use
 from corral.domain.units import clock, seconds

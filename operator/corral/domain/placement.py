@@ -12,16 +12,21 @@ from typing import NamedTuple
 
 from corral.domain import explain, reasons
 from corral.domain.draft import Draft
-from corral.domain.eviction import Lack, Prospect, Purpose, Victim, cheapest, is_wanted_asleep, prospect, turn_start
+from corral.domain.eviction import (
+    Lack,
+    Prospect,
+    Purpose,
+    Victim,
+    cheapest,
+    is_wanted_asleep,
+    prospect,
+    unused_since,
+)
 from corral.domain.model import DeviceKey, DeviceKind, Model, Replica, ReplicaState
 from corral.domain.places import MOST_SHOWN, Finder, Place, fits_now, fits_soon, foreign_claims, lacks_of, left_over, own_place
-from corral.domain.plan import Create, Delete, Evict, Explanation, Load, Next, Refusal
+from corral.domain.plan import Create, Delete, Evict, Explanation, Load, Next
 from corral.domain.policy import policy_of
-
-PASSING = frozenset(
-    {reasons.IN_FLIGHT, reasons.WANTED, reasons.IN_ITS_TURN, reasons.YOUNG, reasons.JUST_LOADED, reasons.LOADING, reasons.LEAVING, reasons.STARTING}
-)  # refusals that end by themselves
-OF_TURNS = frozenset({reasons.IN_FLIGHT, reasons.WANTED, reasons.IN_ITS_TURN})
+from corral.domain.waiting import await_turns, pinned_overflow, target
 
 
 class Want(NamedTuple):
@@ -211,11 +216,6 @@ def _evict(draft: Draft, want: Want, option: Option) -> None:
             draft.act(Evict(replica.model, victim.reason, message, replica.id, want.model.key, unused_since(replica), deadline))
 
 
-def unused_since(replica: Replica) -> float:
-    """A drain is refused when a request was admitted at or after this: just behind the last one that the plan knows of."""
-    return replica.last_used + 0.001
-
-
 # Making room.
 
 
@@ -330,75 +330,17 @@ def _wait(draft: Draft, want: Want, finder: Finder, search: Search, asleep: list
     if backoffs and not search.places:
         explain.backing_off(draft, model, backoffs)
         return
-    if model.pinned and _pinned_overflow(draft, finder):
+    if model.pinned and pinned_overflow(draft, finder):
         explain.pinned_overflow(draft, model, list(search.places.values()))
         return
-    target = _target(draft, want, search)
+    likely = target(draft, want, search)
     then: Next | None = None
     reason = reasons.WAITING_FOR_MEMORY
-    if target is not None and want.purpose is Purpose.WAITER:
-        place_, seen = target
-        then, reason = _await(draft, want, seen.refused)
+    if likely is not None and want.purpose is Purpose.WAITER:
+        place_, seen = likely
+        then, reason = await_turns(draft, want, seen.refused)
         kept = place_.needs
         if place_.own is None and not asleep and not foreign_claims(draft, model, place_) and _create(draft, want, place_, asleep):
             kept = {each.key: place_.needs[each.key] - (model.residue if each.kind is DeviceKind.HOST else 0) for each in place_.devices}
         draft.keep(kept, place_.own)
     explain.waiting(draft, model, reason, list(search.places.values()), then, finder.count)
-
-
-def _pinned_overflow(draft: Draft, finder: Finder) -> bool:
-    """Pinned models alone leave no room for one more, wherever it could go: waiting changes nothing."""
-    snapshot = draft.snapshot
-    for key in finder.ranks.usable.at_least(finder.least):
-        others = [each for each in snapshot.on_device(key) if each.model != finder.model.key and each.uses(key)]
-        pinned = sum(each.uses(key) for each in others if (model := snapshot.models.get(each.model)) is not None and model.pinned)
-        if snapshot.devices[key].usable - pinned >= finder.least:
-            return False
-    return finder.single
-
-
-def _await(draft: Draft, want: Want, refused: Sequence[Refusal]) -> tuple[Next | None, str]:
-    """Start the turns that end for this waiter, and say when the first obstacle goes."""
-    pool = draft.pool(want.model)
-    reason = reasons.WAITING_FOR_MEMORY
-    last: Next | None = None
-    for each in refused:
-        at, what = each.until, f"{each.model} may be evicted"
-        if each.reason in OF_TURNS:
-            replica = draft.snapshot.replicas[each.replica]
-            started = turn_start(replica)
-            if started is None:
-                started = draft.turns.setdefault(replica.id, draft.now)
-            at, what = max(started + pool.turn, want.since + pool.max_wait), f"the turn of {each.model} ends"
-            reason = reasons.WAITING_FOR_TURN
-        draft.wake(at)
-        if at is not None and (last is None or at > last.at):
-            last = Next(at, what)
-    return last, reason
-
-
-def _target(draft: Draft, want: Want, search: Search) -> tuple[Place, Prospect] | None:
-    """The place that is likely to be free first: nothing lasting in the way, its own sleeping replica, the earliest end, the least to move."""
-
-    def rank(entry: tuple[Place, Prospect]) -> tuple[bool, float, float, tuple[DeviceKey, ...]]:
-        place_, seen = entry
-        ends = [each.until if each.until is not None else draft.now + draft.pool(want.model).turn for each in seen.refused if each.reason in PASSING]
-        return place_.own is None, max(ends, default=draft.now), place_.waits, place_.keys
-
-    possible = [entry for entry in search.places.values() if _passing(draft, *entry)]
-    return min(possible, key=rank) if possible else None
-
-
-def _passing(draft: Draft, place_: Place, seen: Prospect) -> bool:
-    """Everything that is in the way goes by itself some time."""
-    passing = [draft.snapshot.replicas[each.replica] for each in seen.refused if each.reason in PASSING]
-    for key, (size, models) in lacks_of(draft, place_).items():
-        for victim in seen.victims:
-            size -= victim.freed.get(key, 0)
-            models -= 1 if victim.replica.committed.get(key, 0) else 0
-        for replica in passing:
-            size -= draft.freed(replica, key, deleted=False)
-            models -= 1 if replica.committed.get(key, 0) else 0
-        if size > 0 or models > 0:
-            return False
-    return not any(each.reason not in PASSING and draft.snapshot.replicas[each.replica].namespace_claim for each in seen.refused)

@@ -37,7 +37,6 @@ class Standing:
     lost: tuple[Replica, ...] = ()  # their node or device is gone, or they must move
     old: tuple[Replica, ...] = ()  # of another revision, loaded or loading
     outdated: tuple[Replica, ...] = ()  # of another revision, and holding nothing up
-    replicas: tuple[Replica, ...] = ()  # all of them, oldest first
     have: int = 0  # replicas that serve, or will without a further decision
     floor: int = 0  # as many are kept loaded, whether somebody asks or not
     target: int = 0  # as many should be loaded now, for whatever reason
@@ -82,13 +81,19 @@ def stand(snapshot: Snapshot, model: Model, now: float) -> Standing:
         if lost is not None:
             since, until = (max(since, lost), until) if lost <= now else (since, min(until, lost))
         found.setdefault(_place_of(replica, model, lost=lost is not None and lost <= now), []).append(replica)
-    sorted_ = {name: tuple(each) for name, each in found.items()}
-    have = len(found.get("serving", ())) + len(found.get("loading", ()))
-    target = _target(model, snapshot.demand.get(model.key), [*found.get("serving", ()), *(each for each in found.get("old", ()) if each.resident)])
+    serving, loading, old = (tuple(found.get(name, ())) for name in ("serving", "loading", "old"))
+    target = _target(model, snapshot.demand.get(model.key), [*serving, *(each for each in old if each.resident)])
     return Standing(
-        **sorted_,
-        replicas=tuple(replicas),
-        have=have,
+        serving=serving,
+        loading=loading,
+        asleep=tuple(found.get("asleep", ())),
+        coming=tuple(found.get("coming", ())),
+        failed=tuple(found.get("failed", ())),
+        leaving=tuple(found.get("leaving", ())),
+        lost=tuple(found.get("lost", ())),
+        old=old,
+        outdated=tuple(found.get("outdated", ())),
+        have=len(serving) + len(loading),
         floor=floor_of(model),
         target=target,
         rest=rest_of(model, replicas),
