@@ -29,6 +29,7 @@ GRANT_TIMEOUT = 20.0
 FOLLOW_SILENCE = 5.0
 FIRST_WORD = 1.0
 HELD_BACK = 1.0
+SAME_WAITER = 1.5  # gateways report whole seconds: an arrival that moves by less is the same
 SOON = 0.005
 
 
@@ -77,6 +78,7 @@ class Operator(Freezable):
         self.plan = Plan()
         self.decisions = 0
         self._reports: dict[str, tuple[int, float, Mapping[str, Any]]] = {}
+        self._returning: dict[str, float] = {}  # until when a model's place is kept for clients that were told to come back
         self._processes: list[Process] = []
         self._poke = Signal()
         self._poked = True
@@ -97,7 +99,7 @@ class Operator(Freezable):
         for key in cluster.models:
             self._model(key)
         for gateway, (sequence, entries) in cluster.reports.items():
-            self._reports[gateway] = (sequence, cluster.now, entries)
+            self._report(gateway, sequence, entries)
         for record in cluster.pods.values():
             self._pod(record)
         self._demands()
@@ -155,7 +157,7 @@ class Operator(Freezable):
             if entries is None:
                 self._reports.pop(gateway, None)
             else:
-                self._reports[gateway] = (sequence, self.cluster.now, entries)
+                self._report(gateway, sequence, entries)
             self._demands()
         self.poke()
 
@@ -317,6 +319,15 @@ class Operator(Freezable):
             estimating=spec.key in self._estimating,
         )
 
+    def _report(self, gateway: str, sequence: int, entries: Mapping[str, Any]) -> None:
+        """Whoever was told to come back is said once, and it stays true although the gateway goes."""
+        self._reports[gateway] = (sequence, self.cluster.now, entries)
+        for key, entry in entries.items():
+            if entry.returning_seconds:
+                until = self.cluster.epoch0 + self.cluster.now + entry.returning_seconds
+                former = self._returning.get(key, 0.0)
+                self._returning[key] = former if abs(until - former) <= SAME_WAITER else max(until, former)
+
     def _demands(self) -> None:
         """Sums of what the gateways reported; one that should have renewed its report and did not counts nothing."""
         now, wall = self.cluster.now, self.cluster.epoch0
@@ -335,13 +346,16 @@ class Operator(Freezable):
                 facts = self.cluster.models.get(key)
                 if entry.wish is not None and facts is not None and entry.wish.id > facts.wish_done:
                     total[4], total[5] = entry.wish.action, str(entry.wish.id)
+        self._returning = {key: until for key, until in self._returning.items() if until > wall + now}
+        for key in self._returning:
+            sums.setdefault(key, [0, None, 0, 0.0, "", ""])
         for key in self.state.demand.keys() - sums.keys():
             self.state.put_demand(key, Demand())
         for key, (waiting, oldest, in_flight, used, wish, wish_id) in sums.items():
             old = self.state.demand.get(key)
-            same = old is not None and old.oldest is not None and oldest is not None and abs(old.oldest - oldest) <= 1.5
+            same = old is not None and old.oldest is not None and oldest is not None and abs(old.oldest - oldest) <= SAME_WAITER
             arrival = old.oldest if old is not None and same else oldest
-            self.state.put_demand(key, Demand(waiting, arrival, in_flight, used, wish, wish_id))
+            self.state.put_demand(key, Demand(waiting, arrival, in_flight, used, wish, wish_id, self._returning.get(key)))
 
     def _lay(self, key: str) -> None:
         """What is seen, with what was ordered laid over it."""
