@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.fake_world import MI
 
 from corral.domain import reasons
+from corral.domain.model import ReplicaState
 from corral.health import HealthServer
 from corral_server.lifecycle import Problem
 
@@ -42,6 +43,13 @@ def of(found: dict, name: str, **labels: str) -> float | None:
 
 async def idle(world, running) -> None:
     await world.until(lambda: not running.controller.plan_view()["underWay"])
+
+
+def waits_asleep(running, key) -> bool:
+    """Its pod is ready, so that the wait for memory is the last word: before, it waits for that pod in between."""
+    told = running.controller.plan_view()["verdicts"].get(key, {}).get("reason")
+    replicas = running.controller.store.state.replicas.values()
+    return told in WAITING and any(it.model == key and it.state is ReplicaState.SLEEPING for it in replicas)
 
 
 async def test_a_swap_is_told_in_figures(world, lead, scrape):
@@ -79,7 +87,7 @@ async def test_gauges_are_true_at_the_moment_of_the_scrape(world, lead, scrape):
     await world.answered(a)
     pod = world.hold(a)
     waiter = world.ask(b)
-    await world.until(lambda: world.condition(b, "Loaded").get("reason") in WAITING)
+    await world.until(lambda: waits_asleep(running, b))
     found = await scrape(running)
     assert sum(of(found, "corral_waiting_models", reason=reason) or 0 for reason in WAITING) == 1
     world.end(pod)
