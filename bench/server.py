@@ -54,7 +54,7 @@ def corral(model: Path, threads: int, slots: int, cells: int) -> Iterator[Target
         engine = {"threads": threads, "slots": slots, "kvTokens": cells, "promptCache": {"keepOnSleep": False}}
         with Server(model.resolve().as_uri(), Path(folder), engine=engine) as server:
             server.load()
-            yield Target("corral", server.inference_url, server.bearer("infer"), server.process.pid)
+            yield Target("corral", server.inference_url, server.bearer("infer", lifetime=86_400), server.process.pid)
 
 
 @contextlib.contextmanager
