@@ -113,7 +113,7 @@ def test_nothing_evicts_a_model_while_a_client_streams_from_it(world: World, set
         time.sleep(2)  # long enough for a wrong eviction to show, short of the pool's maxWait
         assert world.loaded() == {"alpaca", "badger"}
         assert not any(s.ended for s in streams)
-        assert "in flight" in world.condition("camel", "Loaded")["message"]
+        until("camel's pod has started and it is told whom it waits for", lambda: "in flight" in world.condition("camel", "Loaded")["message"], 30)
         stop.set()
         assert late.result(60) == "I am camel."
 
