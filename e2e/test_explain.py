@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from e2e.support.ask import ask, stream
 from e2e.support.kubectl import until
-from e2e.support.world import MODELS, World, deployment
+from e2e.support.ledger import quantity
+from e2e.support.world import MIB, MODELS, World, deployment
 from tests.support.explained import explained
 
 CAPACITY, MARGIN = 900, 64
@@ -30,7 +31,7 @@ def told(world: World, name: str, *, margin: int = MARGIN) -> list[str]:
         timeout=60,
         env={"PYTHONPATH": str(OPERATOR), "COLUMNS": "200"},
     )
-    need = float(world.model(name)["status"]["memory"]["required"].removesuffix("Mi"))
+    need = quantity(world.model(name)["status"]["memory"]["required"]) / MIB
     room = CAPACITY - margin
     return explained(done.stdout, {"need": need, "room": room, "rest": room - need, "short": need - room})
 
@@ -60,7 +61,7 @@ def test_fits_now_must_evict_and_waits_for_a_turn(world: World, settings: Any) -
     stop = threading.Event()
     streams = [stream(world, name, stop, max_tokens=100_000) for name in ("alpaca", "badger")]
     until("both stream", lambda: all(s.pieces > 3 for s in streams), 60)
-    where = {name: world.pods(name)[0]["spec"]["nodeSelector"]["kubernetes.io/hostname"] for name in ("alpaca", "badger")}
+    where = {name: world.pods(name)[0]["spec"]["nodeName"] for name in ("alpaca", "badger")}
     until("the pool's status has caught up", lambda: "; there: " in "".join(told(world, "camel")), 20)
     there = {node: name for name, node in where.items()}
     assert told(world, "camel") == [
