@@ -57,6 +57,25 @@ async def test_the_removal_of_a_namesake_removes_nobody_else(store):
     assert store.state.used == {}
 
 
+async def test_a_supervisor_that_answers_again_as_before_is_reachable_again(store):
+    """Else its model waits for ever: nothing else about a sleeping pod changes."""
+    says = SupervisorStatus(version=3, state=ReplicaState.SLEEPING, epoch=1)
+
+    def reachable() -> bool:
+        store.projection.refresh(1000.0)
+        return store.state.replicas["m/a-r1-0"].reachable
+
+    store.put_pod(pod(5, host="10.0.0.1"))
+    store.put_supervisor("m/a-r1-0", "pod-1", says)
+    assert reachable()
+    store.lost_supervisor("m/a-r1-0", "pod-1")
+    assert not reachable()
+    store.wake.clear()
+    store.put_supervisor("m/a-r1-0", "pod-1", says)
+    assert reachable()
+    assert store.wake.is_set()
+
+
 async def test_a_status_that_comes_back_wakes_nobody(store):
     model = {"metadata": {"namespace": "m", "name": "a", "uid": "1", "generation": 1}, "spec": {"model": {"source": "https://x.test/a.gguf"}}}
     store.put_model(model)

@@ -25,6 +25,13 @@ def test_no_invariant_breaks(first):
             totals[name] += getattr(result, name)
 
 
+@pytest.mark.parametrize("seed", [100678])
+def test_what_once_broke_holds(seed):
+    """100678: a sleeping pod that was silent for ten seconds stayed unreachable, and its model waited for ever."""
+    result = World(next(scenarios(seed, 1, until=300.0))).run()
+    assert result.failure is None
+
+
 def test_that_was_not_nothing():
     """Enough happened to mean something. Runs after the others; alone it has nothing to say."""
     if totals["runs"] < SEEDS:

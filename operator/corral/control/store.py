@@ -197,13 +197,13 @@ class Store:
         pod = self.pods.get(key)
         if pod is None or pod.record.uid != uid:
             return
-        before = pod.status
+        before, silent = pod.status, not pod.reachable
         pod.status, pod.reachable = status, True
-        if before == status:
-            return
-        self.outcomes.note(pod, before)
-        self._note_files(pod.record.node, before, status)
-        self.touch(key)
+        if before != status:
+            self.outcomes.note(pod, before)
+            self._note_files(pod.record.node, before, status)
+        if before != status or silent:  # that it answers again is news, even when it says what it said before
+            self.touch(key)
 
     def lost_supervisor(self, key: str, uid: str) -> None:
         """It does not answer: what it committed still counts."""

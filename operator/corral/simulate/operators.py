@@ -210,7 +210,8 @@ class Operator(Freezable):
                 yield (supervisor.changed, FOLLOW_SILENCE)
 
     def _status(self, key: str, known: Known, status: Status) -> None:
-        before, known.status, known.reachable = known.status, status, True
+        before, silent = known.status, not known.reachable
+        known.status, known.reachable = status, True
         if status.state is ReplicaState.LOADED and (before is None or before.state not in (ReplicaState.LOADED, ReplicaState.DRAINING)):
             if before is not None:
                 known.loaded_at = self.cluster.wall
@@ -218,7 +219,7 @@ class Operator(Freezable):
         if status.error is not None and status.error[2] > known.error_seen:
             known.error_seen = status.error[2]
             self._failed(known, status.error[0], status.error[1])
-        if before != status:
+        if before != status or silent:
             self._lay(key)
             known.changed.fire()
 
