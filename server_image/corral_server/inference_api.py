@@ -20,6 +20,7 @@ from corral_server.openai.chat import chat_completions, count_input
 from corral_server.openai.completions import completions
 from corral_server.openai.embeddings import embeddings
 from corral_server.openai.errors import ApiError, error_body
+from corral_server.openai.model_list import model_list, model_object
 from corral_server.openai.native import adapters, apply_template, detokenize, embedding, properties, set_adapters, tokenize
 from corral_server.openai.native_completion import completion, infill
 from corral_server.openai.native_slots import slot_action, slot_list
@@ -50,8 +51,8 @@ def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIA
         # llama.cpp answers these with and without the version.
         post(f"{prefix}/chat/completions", chat_completions)
         post(f"{prefix}/responses", responses)
-    post("/v1/chat/completions/input_tokens", count_input)
-    post("/v1/responses/input_tokens", count_response_input)
+        post(f"{prefix}/chat/completions/input_tokens", count_input)
+        post(f"{prefix}/responses/input_tokens", count_response_input)
     post("/v1/messages", messages)
     post("/v1/messages/count_tokens", count_tokens)
     post("/v1/completions", completions)
@@ -72,19 +73,16 @@ def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIA
     async def lora_adapters(request: Request) -> Response:
         return await adapters(service, request)
 
-    def model_object(name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": started, "owned_by": "corral"}
-
     @app.get("/v1/models")
     @app.get("/models")
     async def models(request: Request) -> Response:
-        return json_response({"object": "list", "data": [model_object(service.served_name(request))]})
+        return json_response(model_list(service, request, started))
 
     @app.get("/v1/models/{name:path}", openapi_extra=NAMED_MODEL)
     async def model(request: Request, name: str) -> Response:
         if name not in (service.served_name(request), supervisor.spec.served_name, supervisor.spec.name):
             raise ApiError(404, "model_not_found", f"there is no model {name!r} here", "model")
-        return json_response(model_object(name))
+        return json_response(model_object(service, name, started))
 
     @app.get("/props")
     async def props(request: Request) -> Response:

@@ -86,7 +86,7 @@ def test_tokens_are_counted(client: anthropic.Anthropic):
 @pytest.mark.parametrize(
     "more",
     [
-        {"messages": []},
+        {"messages": "Hello"},
         {"max_tokens": 0},
         {"extra_body": {"temperature": 9}},
         {"tool_choice": {"type": []}},

@@ -6,9 +6,10 @@ import orjson
 
 from corral_server.openai import fields
 from corral_server.openai.errors import ApiError, invalid
+from corral_server.openai.native_fields import NAMES
 from corral_server.openai.responses_request import ChatBody
 
-_KEPT = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed", "chat_template_kwargs", "cache_prompt", "lora", "model")
+_KEPT = (*(name for name in NAMES if name not in ("return_progress", "timings_per_token", "stop")), "temperature", "top_p", "model")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -45,10 +46,19 @@ def to_chat(body: dict[str, Any], *, counting: bool = False) -> ChatBody:
     if thinking:
         kind = fields.choice(thinking, "type", ("enabled", "adaptive", "disabled"), "enabled", within="thinking")
         chat["chat_template_kwargs"] = {"enable_thinking": kind != "disabled", **fields.mapping(body, "chat_template_kwargs")}
+        if kind == "enabled":
+            chat["thinking_budget_tokens"] = _budget(thinking)
     _output_format(chat, body)
     fields.mapping(body, "metadata")
     fields.choice(body, "service_tier", ("auto", "standard_only"), "auto")
     return ChatBody(chat, [name for _, name in found])
+
+
+def _budget(thinking: dict[str, Any]) -> int | None:
+    try:
+        return fields.whole(thinking, "budget_tokens", 0, 1 << 31)
+    except ApiError as error:
+        raise invalid("thinking.budget_tokens", f"thinking.{error}") from None
 
 
 def _output_format(chat: dict[str, Any], body: dict[str, Any]) -> None:
@@ -81,8 +91,11 @@ def _system(raw: Any) -> list[dict[str, Any]]:
 
 
 def _messages(found: list[tuple[dict[str, Any], str]], raw: Any) -> None:
-    if not isinstance(raw, list) or not raw:
-        raise invalid("messages", f"messages is {fields.shown(raw)}; it has to be a list of at least one message")
+    if not isinstance(raw, list):
+        raise invalid("messages", f"messages is {fields.shown(raw)}; it has to be a list of messages")
+    if not raw:
+        # Anthropic refuses this, llama.cpp has the model begin.
+        found.append(({"role": "user", "content": ""}, "messages"))
     for index, item in enumerate(raw):
         where = f"messages[{index}]"
         if not isinstance(item, dict) or item.get("role") not in ("user", "assistant", "system"):

@@ -69,7 +69,8 @@ class Desk:
 
 def _is_quick(message: Message) -> bool:
     """Whether a request can be made ready in far less time than a step takes."""
-    if message.get("grammar"):
+    if message.get("grammar") or (message.get("sampling") or {}).get("dry_multiplier"):
+        # What breaks a repetition is looked for in the whole vocabulary.
         return False
     content = message.get("prompt", message.get("content", message.get("inputs")))
     if isinstance(content, str):

@@ -5,8 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from corral_server.engine.adapters import AdapterSet, parse_set
+from corral_server.engine.budget import Budget
+from corral_server.engine.chain import Chain
 from corral_server.engine.drafting import NgramDraft
 from corral_server.engine.grammar import Grammar
+from corral_server.engine.lines import LineLimits
 from corral_server.engine.sampling import Sampler, SamplingParams
 from corral_server.engine.scoring import PromptScores
 from corral_server.engine.text import TextStream
@@ -67,6 +70,7 @@ class Job:
     tells_tokens: bool = False
     tells_prompt: bool = False
     tells_progress: bool = False
+    lines: LineLimits | None = None
     draft: NgramDraft | None = None
     guessed: list[int] = field(default_factory=list)
     """Tokens in this step's batch that nobody has chosen yet."""
@@ -128,7 +132,8 @@ def make_job(raw: dict[str, Any], vocabulary: Vocabulary, context_length: int, *
             raw.get("prompt_param", "messages"),
             {"n_prompt_tokens": len(tokens), "n_ctx": context_length},
         )
-    params = SamplingParams.of({**(raw.get("sampling") or {}), "logit_bias": _biases(raw.get("sampling") or {}, vocabulary)})
+    asked_for = raw.get("sampling") or {}
+    params = SamplingParams.of({**asked_for, "logit_bias": _biases(asked_for, vocabulary), "context": context_length})
     slot = raw.get("slot")
     if slot is not None and slot >= slots:
         raise RefusedError(400, "invalid_value", f"id_slot is {slot}; this server has slots 0 to {slots - 1}", "id_slot")
@@ -144,7 +149,14 @@ def make_job(raw: dict[str, Any], vocabulary: Vocabulary, context_length: int, *
             grammar = Grammar(vocabulary, raw["grammar"], triggers=triggers)
         except ValueError as error:
             raise RefusedError(400, "invalid_grammar", str(error), raw.get("grammar_param", "grammar")) from None
-    sampler = Sampler(params, grammar, vocabulary.end_tokens() if params.ignore_eos else ())
+    chain = Chain(params, vocabulary) if params.needs_chain else None
+    sampler = Sampler(
+        params,
+        grammar,
+        [*vocabulary.suppressed, *(vocabulary.end_tokens() if params.ignore_eos else ())],
+        chain,
+        _budget(raw.get("thought"), vocabulary),
+    )
     sampler.prime(tokens)
     return Job(
         id=raw["id"], tokens=tokens, prompt_count=len(tokens), limit=room if asked is None or asked < 0 else min(asked, room),
@@ -152,9 +164,26 @@ def make_job(raw: dict[str, Any], vocabulary: Vocabulary, context_length: int, *
         leader=raw.get("leader"), preserved=frozenset(single_tokens(raw.get("preserved"), vocabulary)),
         adapters=chosen, slot=slot, crowded=asked is None or asked < 0 or asked > room,
         tells_tokens=bool(raw.get("tells_tokens")), tells_prompt=bool(raw.get("tells_prompt")), tells_progress=bool(raw.get("tells_progress")),
+        lines=LineLimits(**raw["lines"]) if raw.get("lines") else None,
         draft=NgramDraft() if drafts else None,
         scores=PromptScores(max(raw["prompt_probs"], 1)) if raw.get("prompt_probs") is not None else None,
     )  # fmt: skip
+
+
+def _budget(raw: dict[str, Any] | None, vocabulary: Vocabulary) -> Budget | None:
+    """The limit of a thought: how many tokens, and the marks around it."""
+    if raw is None:
+        return None
+    opening, closing, said = (vocabulary.tokenize(raw[k], add_special=False, parse_special=True) for k in ("opening", "closing", "message"))
+
+    def whole(token: int) -> bool:
+        try:
+            vocabulary.piece(token).decode()
+        except UnicodeDecodeError:
+            return False
+        return True
+
+    return Budget(raw["limit"], opening, closing, [*said, *closing], whole, thinking=raw["open"])
 
 
 def _biases(sampling: dict[str, Any], vocabulary: Vocabulary) -> dict[int, float | None]:
@@ -172,18 +201,23 @@ def single_tokens(texts: list[str] | None, vocabulary: Vocabulary) -> list[int]:
     return [tokens[0] for tokens in found if len(tokens) == 1]
 
 
+def _pair(item: dict[str, str], vocabulary: Vocabulary) -> list[int]:
+    """A query and a document as one input, as the model was trained: by its own template, else with its marks between and after them."""
+    if "prompt" in item:
+        return vocabulary.tokenize(item["prompt"], add_special=False, parse_special=True)
+    query, document = (vocabulary.tokenize(item[k], add_special=False, parse_special=False) for k in ("query", "document"))
+    end = vocabulary.eos if vocabulary.eos >= 0 else vocabulary.sep
+    ends = [end] if vocabulary.add_eos and end >= 0 else []
+    begins = [vocabulary.bos] if vocabulary.add_bos and vocabulary.bos >= 0 else []
+    between = [vocabulary.sep] if vocabulary.add_sep and vocabulary.sep >= 0 else []
+    return [*begins, *query, *ends, *between, *document, *ends]
+
+
 def make_embed_job(raw: dict[str, Any], vocabulary: Vocabulary, limit: int) -> EmbedJob:
     inputs = []
     for index, item in enumerate(raw["inputs"]):
-        # A pair is a query and a document, joined as the model was trained: with its separator.
-        if isinstance(item, dict):
-            query = prompt_tokens(item["query"], vocabulary, add_special=True, parse_special=False)
-            document = prompt_tokens(item["document"], vocabulary, add_special=False, parse_special=False)
-            joint = [vocabulary.sep] if vocabulary.sep >= 0 else []
-            tokens = [*query, *([] if query and query[-1] in (vocabulary.sep, vocabulary.eos) else joint), *document, *joint]
-        else:
-            tokens = prompt_tokens(item, vocabulary, add_special=True, parse_special=False)
-        if vocabulary.add_eos and tokens and tokens[-1] != vocabulary.eos and vocabulary.eos >= 0 and not isinstance(item, str):
+        tokens = _pair(item, vocabulary) if isinstance(item, dict) else prompt_tokens(item, vocabulary, add_special=True, parse_special=True)
+        if vocabulary.add_eos and tokens and tokens[-1] != vocabulary.eos and vocabulary.eos >= 0 and isinstance(item, list):
             tokens.append(vocabulary.eos)
         if len(tokens) > limit:
             raise RefusedError(

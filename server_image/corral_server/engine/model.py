@@ -78,6 +78,12 @@ def make_context(model: Any, plan: EnginePlan, log: Log, *, threads: int = 1) ->
     return context
 
 
+def model_format(model: Any) -> str:
+    """How the weights are written, in llama.cpp's words: `Q4_K - Medium`."""
+    name = L.llama_ftype_name(L.llama_model_ftype(model))
+    return name.decode("utf-8", "replace") if name else ""
+
+
 def metadata(model: Any) -> dict[str, str]:
     """Every key of the file that has a printable value."""
     buffer = ctypes.create_string_buffer(1 << 12)

@@ -15,7 +15,7 @@ from corral_server.engine.adapters import load_adapters
 from corral_server.engine.library import L, Log
 from corral_server.engine.loop import Loop
 from corral_server.engine.memory import breakdown
-from corral_server.engine.model import load_model, make_context, metadata
+from corral_server.engine.model import load_model, make_context, metadata, model_format
 from corral_server.engine.plan import EnginePlan, ModelFacts, make_plan
 from corral_server.engine.states import StateStore, state_key
 from corral_server.engine.vocabulary import Vocabulary
@@ -159,6 +159,8 @@ def describe(model: Any, meta: dict[str, str], plan: EnginePlan, vocabulary: Voc
         "drafts": plan.drafted > 0,
         "embeddingLength": L.llama_model_n_embd_out(model),
         "vocabulary": vocabulary.size,
+        "vocabularyType": vocabulary.kind,
+        "format": model_format(model),
         "parameters": L.llama_model_n_params(model),
         "size": L.llama_model_size(model),
         "templates": templates,

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from corral_server.engine.budget import Budget
+from corral_server.engine.chain import Chain
 from corral_server.engine.grammar import Grammar
 from corral_server.engine.library import FloatArray
 
@@ -37,13 +39,39 @@ class SamplingParams:
     post_sampling: bool = False
     """Probabilities are those after all filters, not log probabilities of the model."""
     ignore_eos: bool = False
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = 64
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    adaptive_target: float = -1.0
+    adaptive_decay: float = 0.9
+    min_keep: int = 0
+    samplers: tuple[str, ...] = ()
+    """An order of one's own; empty for llama.cpp's."""
+    context: int = 0
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> "SamplingParams":
         known = {k: v for k, v in raw.items() if k in cls.__dataclass_fields__ and v is not None}
+        for name in ("samplers", "dry_sequence_breakers"):
+            if name in known:
+                known[name] = tuple(known[name])
         if "logit_bias" in known:
             known["logit_bias"] = {int(k): float("-inf") if v is None else float(v) for k, v in known["logit_bias"].items()}
         return cls(**known)
+
+    @property
+    def needs_chain(self) -> bool:
+        """Whether it asks for what only llama.cpp's samplers do."""
+        return bool(
+            self.samplers or self.mirostat or self.dry_multiplier or self.dynatemp_range or self.min_keep > 1 or self.top_n_sigma > 0
+        )  # fmt: skip
 
     @property
     def penalises(self) -> bool:
@@ -60,18 +88,24 @@ class Choice:
 class Sampler:
     """The sampling state of one answer."""
 
-    def __init__(self, params: SamplingParams, grammar: Grammar | None = None, ends: Sequence[int] = ()) -> None:
+    def __init__(
+        self, params: SamplingParams, grammar: Grammar | None = None, never: Sequence[int] = (), chain: Chain | None = None,
+        budget: Budget | None = None,
+    ) -> None:  # fmt: skip
         self.params = params
+        self._budget = budget
+        self._chain = chain
         self._rng = np.random.Generator(np.random.PCG64(params.seed))
         self._recent: list[int] = []
         self._counts: Counter[int] = Counter()
         self._grammar = grammar
         bias = dict(params.logit_bias)
-        if params.ignore_eos:
-            bias.update(dict.fromkeys(ends, float("-inf")))
+        bias.update(dict.fromkeys(never, float("-inf")))
         self._bias_ids = np.fromiter(bias, dtype=np.int64, count=len(bias))
         self._bias_values = np.fromiter(bias.values(), dtype=np.float32, count=len(bias))
-        self._adjusts = bool(bias) or params.penalises
+        # The chain has penalties of its own, at its own place.
+        self._penalises = params.penalises and chain is None
+        self._adjusts = bool(bias) or self._penalises
         self._left: tuple[Any, Any] = (np.empty(0, dtype=np.int64), np.empty(0))
 
     def sample(self, logits: FloatArray) -> Choice:
@@ -81,6 +115,10 @@ class Sampler:
 
     def try_sample(self, logits: FloatArray) -> Choice | None:
         """The next token; None when the grammar refuses the first choice, so that all candidates have to be searched."""
+        if self._budget is not None and (forced := self._budget.forced()) is not None:
+            if self._grammar is None or self._grammar.allows(forced):
+                return with_probabilities(logits, forced, self.params.n_probs) if self.params.n_probs else Choice(forced)
+            self._budget.refuse()
         token = self._choose(self._adjusted(logits) if self._adjusts else logits)
         if self._grammar is not None and not self._grammar.allows(token):
             return None
@@ -107,7 +145,11 @@ class Sampler:
     def accept(self, token: int) -> None:
         if self._grammar is not None:
             self._grammar.accept(token)
-        if self.params.penalises:
+        if self._budget is not None:
+            self._budget.accept(token)
+        if self._chain is not None:
+            self._chain.accept(token)
+        if self._penalises:
             self._recent.append(token)
             self._counts[token] += 1
             if 0 < self.params.repeat_last_n < len(self._recent):
@@ -118,22 +160,30 @@ class Sampler:
 
     def prime(self, prompt: Sequence[int]) -> None:
         """Penalties look back into the prompt, as llama.cpp's do."""
-        if self.params.penalises:
+        if self._chain is not None:
+            self._chain.prime(prompt)
+        if self._penalises:
             last = self.params.repeat_last_n
             for token in prompt[-last:] if last > 0 else prompt:
                 self._recent.append(token)
                 self._counts[token] += 1
 
+    def __del__(self) -> None:
+        # A request that was cancelled while it waited is never run, and so never ended.
+        self.close()
+
     def close(self) -> None:
         if self._grammar is not None:
             self._grammar.close()
+        if self._chain is not None:
+            self._chain.close()
 
     def _adjusted(self, logits: FloatArray) -> FloatArray:
         row = logits.copy()
         if len(self._bias_ids):
             row[self._bias_ids] += self._bias_values
         p = self.params
-        if p.penalises and self._counts:
+        if self._penalises and self._counts:
             ids = np.fromiter(self._counts, dtype=np.int64, count=len(self._counts))
             counts = np.fromiter(self._counts.values(), dtype=np.float32, count=len(self._counts))
             values = row[ids]
@@ -144,6 +194,10 @@ class Sampler:
 
     def _choose(self, row: FloatArray) -> int:
         p = self.params
+        if self._chain is not None:
+            token = self._chain.choose(row)
+            self._left = self._chain.left
+            return token
         if p.temperature <= 0:
             return int(row.argmax())
         ids, values = _shortlist(row, p.top_k)
@@ -188,11 +242,7 @@ def _shortlist(row: FloatArray, top_k: int) -> tuple[Any, FloatArray]:
 
 
 def _filtered(ids: Any, values: FloatArray, p: SamplingParams, rng: np.random.Generator) -> tuple[Any, Any]:
-    """llama.cpp's default order of filters after top-k: n-sigma, typical, top-p, min-p, xtc, then the temperature."""
-    if p.top_n_sigma > 0:
-        finite = values[np.isfinite(values)]
-        keep = values >= finite.max() - p.top_n_sigma * finite.std()
-        ids, values = ids[keep], values[keep]
+    """llama.cpp's default order of filters after top-k: typical, top-p, min-p, xtc, then the temperature."""
     if p.typical_p < 1.0:
         probs = _softmax(values)
         logs = np.log(np.maximum(probs, 1e-30))

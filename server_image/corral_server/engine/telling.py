@@ -33,7 +33,9 @@ class Teller:
         job.tokens.append(choice.token)
         if not job.announced:
             job.announced = True
-            self.events.append({"i": job.id, "start": {"prompt": job.prompt_count, "cached": job.cached}, **self._prompt_scores(job)})
+            self.events.append(
+                {"i": job.id, "start": {"prompt": job.prompt_count, "cached": job.cached, "slot": job.placed}, **self._prompt_scores(job)}
+            )
         if self._vocabulary.ends(choice.token):
             self.end(job, "stop")
             return True
@@ -42,6 +44,11 @@ class Teller:
         if job.params.n_probs:
             event["lp"] = self._probabilities(choice)
         over = "stop" if job.text.stopped_by is not None else "length" if job.generated >= job.limit else ""
+        if job.lines is not None and delta and not over:
+            event["d"], ended = job.lines.cut(delta, (time.perf_counter() - job.first_token) * 1e3)
+            over = "length" if ended else ""
+            if ended:
+                job.text.drop()
         if not (over or delta or job.params.n_probs):
             job.unsaid += 1
             return False

@@ -33,6 +33,11 @@ class TextStream:
             self._held = ""
         return text
 
+    def drop(self) -> None:
+        """What is held back is not to be said: the answer ended before it."""
+        self._held = ""
+        self._decoder.reset()
+
     def _emit(self, text: str) -> str:
         if self.stopped_by is not None:
             return ""

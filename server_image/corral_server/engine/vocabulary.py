@@ -1,6 +1,7 @@
 """Text to tokens and back, over llama.cpp's vocabulary of one model."""
 
 import ctypes
+import functools
 from typing import Any
 
 from corral_server.engine.library import L
@@ -10,9 +11,11 @@ class Vocabulary:
     def __init__(self, model: Any) -> None:
         self._vocab = L.llama_model_get_vocab(model)
         self.size: int = L.llama_vocab_n_tokens(self._vocab)
+        self.kind: int = L.llama_vocab_type(self._vocab)
         self.add_bos: bool = bool(L.llama_vocab_get_add_bos(self._vocab))
         self.add_eos: bool = bool(L.llama_vocab_get_add_eos(self._vocab))
         self.bos: int = L.llama_vocab_bos(self._vocab)
+        self.add_sep: bool = bool(L.llama_vocab_get_add_sep(self._vocab))
         self.eos: int = L.llama_vocab_eos(self._vocab)
         self.sep: int = L.llama_vocab_sep(self._vocab)
         self.fim = {name: getattr(L, f"llama_vocab_fim_{name}")(self._vocab) for name in ("pre", "suf", "mid", "pad", "rep", "sep")}
@@ -54,6 +57,13 @@ class Vocabulary:
     def text(self, token: int) -> str:
         """A token as templates name it, control tokens included; empty for none."""
         return self.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+
+    @functools.cached_property
+    def suppressed(self) -> list[int]:
+        """Tokens that the model's file says must never come."""
+        count = ctypes.c_int32()
+        found = L.llama_vocab_get_suppress_tokens(self._vocab, ctypes.byref(count))
+        return list(found[: count.value]) if count.value > 0 else []
 
     def end_tokens(self) -> list[int]:
         """All tokens that end an answer; looked for once, because a vocabulary is long."""

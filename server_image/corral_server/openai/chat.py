@@ -7,6 +7,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from corral_server import __version__
 from corral_server.channel import Message
 from corral_server.dialects.reader import Part
 from corral_server.engine_client import EngineError
@@ -26,10 +27,11 @@ from corral_server.openai.answers import (
 from corral_server.openai.conversation import Call, Conversation, Said, call_id, prepare
 from corral_server.openai.generation import Begun, Generation, begin
 from corral_server.openai.logprobs import chat_logprobs
+from corral_server.openai.native_answer import timings_of, verbose
 from corral_server.openai.prompting import render_prompt
 from corral_server.openai.service import Service
 
-FINGERPRINT = "corral"
+FINGERPRINT = f"build-{__version__}"
 
 
 async def chat_completions(service: Service, request: Request) -> Response:
@@ -42,7 +44,7 @@ async def chat_completions(service: Service, request: Request) -> Response:
     if not streaming:
         finished = await unless_gone(request, generation.collect())
         answers = [conversation.said(f) for f in finished]
-        return counted_response(request, _whole(head, answers, conversation.top, usage), usage)
+        return counted_response(request, _whole(head, answers, conversation, usage), usage)
     begun = await begin(request, generation)
     return EventStream(_chunks(head, conversation, generation, begun, usage, usage_chunk=usage_chunk), request, usage)
 
@@ -65,8 +67,8 @@ def call_shape(call: Call) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def _whole(head: Head, answers: list[Said], top: int | None, usage: Usage) -> dict[str, Any]:
-    choices = []
+def _whole(head: Head, answers: list[Said], conversation: Conversation, usage: Usage) -> dict[str, Any]:
+    choices, top = [], conversation.top
     for index, said in enumerate(answers):
         usage.add(said.finished.usage, first=index == 0, reasoning=said.thought_tokens)
         message: dict[str, Any] = {
@@ -87,10 +89,13 @@ def _whole(head: Head, answers: list[Said], top: int | None, usage: Usage) -> di
                 "finish_reason": said.reason,
             }
         )
-    return {
+    shape = {
         "id": head.id, "object": "chat.completion", "created": head.created, "model": head.model, "system_fingerprint": FINGERPRINT,
         "choices": choices, "usage": usage.shape(), "service_tier": "default", "timings": timings(answers[0].finished.usage),
     }  # fmt: skip
+    if conversation.own.verbose:
+        shape["__verbose"] = verbose(conversation.jobs[0], 0, head.model, answers[0].finished.events)
+    return shape
 
 
 async def _chunks(
@@ -102,14 +107,18 @@ async def _chunks(
     prefix = b"data: " + orjson.dumps(base)[:-1] + b',"choices":[{"index":'
     suffix = b'},"logprobs":null,"finish_reason":null}]' + (b',"usage":null' if usage_chunk else b"") + b"}\n\n"
     last: dict[str, Any] = {}
-    top = conversation.top
+    top, own = conversation.top, conversation.own
+    told: list[list[Message]] = [[] for _ in generation.streams]
     readers = [conversation.reading() for _ in generation.streams]
 
     def chunk(index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None, **more: Any) -> bytes:
         return sse({**base, "choices": [{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}], **tail, **more})
 
-    def said(index: int, parts: list[Part]) -> bytes:
-        return b"".join(chunk(index, _delta(part)) for part in parts)
+    def said(index: int, parts: list[Part], **more: Any) -> bytes:
+        return b"".join(chunk(index, _delta(part), **more) for part in parts)
+
+    def per_token(event: Message) -> dict[str, Any]:
+        return {"timings": timings(event["u"])} if own.timings else {}
 
     def render(batch: list[tuple[int, Message]]) -> bytes:
         out = b""
@@ -117,10 +126,20 @@ async def _chunks(
             if "start" in event:
                 continue
             text, reader = event.get("d", ""), readers[index]
+            if own.verbose:
+                told[index].append(event)
+            if "pp" in event:
+                if own.progress:
+                    share = event["pp"]
+                    figures: dict[str, Any] = {"timings": timings_of(share)} if own.timings else {}
+                    out += chunk(index, {"role": "assistant", "content": None}, prompt_progress=share, **figures)
+                continue
             if top is not None and "lp" in event:
                 logprobs = chat_logprobs([event["lp"]], top)
                 parts = reader.take(event) or [Part("text", "")]
-                out += chunk(index, _delta(parts[0]), logprobs=logprobs) + said(index, parts[1:])
+                out += chunk(index, _delta(parts[0]), logprobs=logprobs, **per_token(event)) + said(index, parts[1:])
+            elif text and own.timings:
+                out += said(index, reader.take(event), **per_token(event))
             elif text and reader.plain:
                 out += prefix + b"%d" % index + b',"delta":{"content":' + orjson.dumps(text) + suffix
             elif text:
@@ -130,11 +149,14 @@ async def _chunks(
                 last.update(event["u"])
                 out += said(index, reader.finish())
                 reason = "tool_calls" if reader.calls and event["f"] == "stop" else event["f"]
-                out += chunk(index, {}, reason, **({} if usage_chunk else {"timings": timings(event["u"])}))
+                more: dict[str, Any] = {} if usage_chunk else {"timings": timings(event["u"])}
+                if own.verbose:
+                    more["__verbose"] = verbose(conversation.jobs[index], index, head.model, told[index], stream=True)
+                out += chunk(index, {}, reason, **more)
         return out
 
     try:
-        opening = b"".join(chunk(i, {"role": "assistant", "content": "", "refusal": None}) for i in range(len(generation.streams)))
+        opening = b"".join(chunk(i, {"role": "assistant", "content": None, "refusal": None}) for i in range(len(generation.streams)))
         async for batch in begun.batches():
             if block := opening + render(batch):
                 yield block

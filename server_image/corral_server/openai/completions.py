@@ -15,6 +15,8 @@ from corral_server.openai.errors import ApiError, invalid
 from corral_server.openai.generation import Begun, Finished, Generation, begin
 from corral_server.openai.infilling import infill_prompt
 from corral_server.openai.logprobs import completion_logprobs
+from corral_server.openai.native_answer import verbose
+from corral_server.openai.native_fields import NativeFields, native_fields
 from corral_server.openai.sampling import OPENAI_HOTTEST, sampling_of
 from corral_server.openai.service import Service
 
@@ -60,7 +62,7 @@ async def completions(service: Service, request: Request) -> Response:
         raise ApiError(400, "unsupported_parameter", "echo with logprobs is not supported together with suffix", "suffix")
     if top is not None or best_of > count:
         sampling["n_probs"] = max(top or 0, 1)
-    stop = fields.stops(body)
+    stop, own = fields.stops(body), native_fields(body)
     adapters = service.adapters(request, body)
     engine = service.generator(len(prompts) * best_of)
     constraint = await unless_gone(request, service.constraint(body))
@@ -75,7 +77,7 @@ async def completions(service: Service, request: Request) -> Response:
         {
             **constraint, **adapters,
             "prompt": p, "prompt_param": "prompt", "max_tokens": limit, "stop": stop, "cache_prompt": fields.flag(body, "cache_prompt", default=True),
-            "sampling": {**sampling, "seed": sampling["seed"] + i} if "seed" in sampling and i else sampling,
+            "sampling": {**sampling, "seed": sampling["seed"] + i} if "seed" in sampling and i else sampling, **own.job,
             **({"prompt_probs": top} if scores and not i else {}),
         }
         for p in prompts
@@ -87,7 +89,7 @@ async def completions(service: Service, request: Request) -> Response:
     if streaming:
         begun = await begin(request, generation)
         told = [_Told(text, skip) for text, skip in zip(spoken, skipped, strict=True)]
-        blocks = _chunks(head, generation, begun, usage, usage_chunk=usage_chunk, top=top, per_prompt=count, told=told, scores=scores)
+        blocks = _chunks(head, generation, begun, usage, usage_chunk=usage_chunk, top=top, per_prompt=count, told=told, scores=scores, own=own)
         return EventStream(blocks, request, usage)
     finished = await unless_gone(request, generation.collect())
     choices: list[dict[str, Any]] = []
@@ -104,6 +106,8 @@ async def completions(service: Service, request: Request) -> Response:
         "id": head.id, "object": "text_completion", "created": head.created, "model": head.model, "system_fingerprint": FINGERPRINT,
         "choices": choices, "usage": usage.shape(), "timings": timings(finished[0].usage),
     }  # fmt: skip
+    if own.verbose:
+        shape["__verbose"] = verbose(jobs[0], 0, head.model, finished[0].events)
     return counted_response(request, shape, usage)
 
 
@@ -127,14 +131,14 @@ class _Told(NamedTuple):
 
 async def _chunks(
     head: Head, generation: Generation, begun: Begun, usage: Usage, *, usage_chunk: bool, top: int | None, per_prompt: int, told: list[_Told],
-    scores: bool,
+    scores: bool, own: NativeFields,
 ) -> AsyncIterator[bytes]:  # fmt: skip
     base = {"id": head.id, "object": "text_completion", "created": head.created, "model": head.model, "system_fingerprint": FINGERPRINT}
     tail = {"usage": None} if usage_chunk else {}
     offsets = {i: len(told[i // per_prompt].text) for i in range(len(generation.streams))}
 
-    def chunk(index: int, text: str, reason: str | None = None, logprobs: Any = None) -> bytes:
-        return sse({**base, "choices": [{"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}], **tail})
+    def chunk(index: int, text: str, reason: str | None = None, logprobs: Any = None, **more: Any) -> bytes:
+        return sse({**base, "choices": [{"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}], **tail, **more})
 
     def opened(prompt: int, entries: list[Any]) -> bytes:
         """The prompt, for each of its choices."""
@@ -148,15 +152,18 @@ async def _chunks(
             text, reason = event.get("d", ""), event.get("f")
             if "pl" in event:
                 out += opened(index // per_prompt, event["pl"])
+            if "pp" in event and own.progress:
+                out += chunk(index, "", prompt_progress=event["pp"])
             if not (text or reason or "lp" in event):
                 continue
+            figures: dict[str, Any] = {"timings": timings(event["u"])} if "u" in event and (reason or own.timings) else {}
             logprobs = None
             if top is not None and "lp" in event:
                 logprobs = completion_logprobs([event["lp"]], top, offsets[index])
                 offsets[index] += len(logprobs["tokens"][0])
             if reason:
                 usage.add(event["u"], first=index % per_prompt == 0)
-            out += chunk(index, text, reason, logprobs)
+            out += chunk(index, text, reason, logprobs, **figures)
         return out
 
     try:

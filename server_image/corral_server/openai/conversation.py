@@ -19,6 +19,7 @@ from corral_server.openai.answers import unless_gone
 from corral_server.openai.errors import invalid
 from corral_server.openai.generation import Finished, Generation
 from corral_server.openai.known_fields import check_chat
+from corral_server.openai.native_fields import NativeFields, native_fields
 from corral_server.openai.prompting import Prompt, render_prompt
 from corral_server.openai.sampling import OPENAI_HOTTEST, sampling_of
 from corral_server.openai.service import Service
@@ -93,6 +94,7 @@ class Conversation:
     open_thought: bool
     harmony: bool
     top: int | None
+    own: NativeFields
 
     def reading(self) -> Reading:
         reader = Reader(self.dialect, self.toolbox.allowed, thinking=self.thinking, open_thought=self.open_thought, harmony=self.harmony)
@@ -125,7 +127,7 @@ async def prepare(service: Service, request: Request, body: dict[str, Any], name
     wants_logprobs = fields.flag(body, "logprobs")
     if top and not wants_logprobs:
         raise invalid("top_logprobs", "top_logprobs is only allowed when logprobs is true")
-    limit = _limit(body)
+    limit, own = _limit(body), native_fields(body)
     sampling = sampling_of(body, service.defaults, hottest=OPENAI_HOTTEST, vocabulary=service.vocabulary)
     if wants_logprobs:
         sampling["n_probs"] = max(top, 1)
@@ -136,17 +138,16 @@ async def prepare(service: Service, request: Request, body: dict[str, Any], name
     prompt = await unless_gone(request, render_prompt(service, body, named))
     harmony = prompt.dialect.shape is Shape.HARMONY
     marks = thinking_of(prompt.template)
-    tail = prompt.text.rstrip()
-    open_thought = not harmony and tail.endswith(marks.opening)
+    open_thought = not harmony and prompt.opened
     thinking = marks if prompt.thinks else None
     constraint = await unless_gone(request, _constraint(service, body, prompt, marks if open_thought else None))
     job = {
         **constraint, **adapters, "prompt": prompt.text, "max_tokens": limit, "sampling": sampling, "stop": stop, "cache_prompt": cache,
-        "preserved": _preserved(prompt, marks, thinking),
+        "preserved": _preserved(prompt, marks, thinking), **_thought_limit(body, prompt, marks), **own.job,
     }  # fmt: skip
     jobs = [job] + [{**job, "sampling": _reseeded(sampling, i)} for i in range(1, count)]
     dialect = prompt.dialect if prompt.toolbox.callable else None
-    return Conversation(jobs, prompt.toolbox, dialect, thinking, open_thought and thinking is not None, harmony, top if wants_logprobs else None)
+    return Conversation(jobs, prompt.toolbox, dialect, thinking, open_thought and thinking is not None, harmony, top if wants_logprobs else None, own)
 
 
 def _limit(body: dict[str, Any]) -> int | None:
@@ -158,6 +159,18 @@ def _limit(body: dict[str, Any]) -> int | None:
             raise invalid(name, f"{name} is 0; it has to be a whole number of at least 1")
         found = found if limit is None else limit
     return found
+
+
+def _thought_limit(body: dict[str, Any], prompt: Prompt, marks: Thinking) -> dict[str, Any]:
+    """How long the model may think, in llama.cpp's two names for it; -1 is as long as it likes."""
+    limit = None
+    for name in ("thinking_budget_tokens", "reasoning_budget_tokens"):
+        found = fields.whole(body, name, -1, 1 << 31)
+        limit = limit if found is None else found
+    message = fields.text(body, "reasoning_budget_message", "")
+    if limit is None or limit < 0 or marks.closing not in prompt.template:
+        return {}
+    return {"thought": {"limit": limit, "opening": marks.opening, "closing": marks.closing, "message": message, "open": prompt.opened}}
 
 
 def _preserved(prompt: Prompt, marks: Thinking, thinking: Thinking | None) -> list[str]:

@@ -24,6 +24,8 @@ class Finished:
     pieces: list[tuple[str, int]] = field(default_factory=list)
     """The text as it came, each piece with the number of its tokens."""
     stopped_by: str | None = None
+    events: list[Message] = field(default_factory=list)
+    """All that was told of it."""
 
 
 @dataclass
@@ -108,6 +110,7 @@ class Generation:
 async def _collect(stream: Stream) -> Finished:
     finished = Finished()
     async for batch in stream.batches():
+        finished.events += batch
         for event in batch:
             if text := event.get("d"):
                 finished.pieces.append((text, event.get("n", 1)))

@@ -1,5 +1,6 @@
 """llama.cpp's own endpoints, in its shapes."""
 
+import math
 from typing import Any
 
 import orjson
@@ -11,7 +12,7 @@ from corral_server.lifecycle import State
 from corral_server.openai import fields
 from corral_server.openai.answers import json_response, unless_gone
 from corral_server.openai.embeddings import parse_input
-from corral_server.openai.errors import ApiError, invalid
+from corral_server.openai.errors import FINAL, ApiError, invalid
 from corral_server.openai.native_settings import settings
 from corral_server.openai.prompting import render_prompt
 from corral_server.openai.sampling import sampling_of
@@ -60,10 +61,20 @@ async def apply_template(service: Service, request: Request) -> Response:
 async def embedding(service: Service, request: Request) -> Response:
     body = fields.parse_body(await service.body(request))
     if not service.pooling:
-        raise ApiError(400, "unsupported_endpoint", "this model is not served for embeddings; set spec.engine.pooling to make it one")
+        raise ApiError(501, "not_supported", "this model is not served for embeddings; set spec.engine.pooling to make it one", headers=FINAL)
     inputs = parse_input(body.get("content", body.get("input")))
-    found = await service.ask(request, "embed", {"inputs": inputs, "normalise": (fields.whole(body, "embd_normalize", -1, 2, 2) or 0) == 2})
-    return json_response([{"index": i, "embedding": [v]} for i, v in enumerate(found["vectors"])])
+    wanted = fields.whole(body, "embd_normalize", -1, 64, 2)
+    found = await service.ask(request, "embed", {"inputs": inputs, "normalise": wanted == 2})
+    return json_response([{"index": i, "embedding": [_normalised(v, -1 if wanted in (None, 2) else wanted)]} for i, v in enumerate(found["vectors"])])
+
+
+def _normalised(vector: list[float], kind: int) -> list[float]:
+    """By llama.cpp's number of the norm: -1 not at all, 0 the greatest to 32760, 1 the sum of absolutes, p the p-norm."""
+    if kind < 0:
+        return vector
+    size = [abs(x) for x in vector]
+    norm = max(size) / 32760.0 if kind == 0 else math.fsum(x**kind for x in size) ** (1.0 / kind)
+    return [x / norm for x in vector] if norm else vector
 
 
 def properties(service: Service, request: Request) -> dict[str, Any]:

@@ -6,10 +6,11 @@ from typing import Any
 _DEFAULTS: dict[str, Any] = {
     "seed": 0xFFFFFFFF, "temperature": 0.8, "dynatemp_range": 0.0, "dynatemp_exponent": 1.0, "top_k": 40, "top_p": 0.95, "min_p": 0.05,
     "top_n_sigma": -1.0, "xtc_probability": 0.0, "xtc_threshold": 0.1, "typical_p": 1.0, "repeat_last_n": 64, "repeat_penalty": 1.0,
-    "presence_penalty": 0.0, "frequency_penalty": 0.0, "dry_multiplier": 0.0, "dry_base": 1.75, "dry_allowed_length": 2, "dry_penalty_last_n": -1,
+    "presence_penalty": 0.0, "frequency_penalty": 0.0, "dry_multiplier": 0.0, "dry_base": 1.75, "dry_allowed_length": 2, "dry_penalty_last_n": 64,
     "mirostat": 0, "mirostat_tau": 5.0, "mirostat_eta": 0.1, "adaptive_target": -1.0, "adaptive_decay": 0.9,
 }  # fmt: skip
-_ORDER = ["penalties", "top_k", "top_n_sigma", "typ_p", "top_p", "min_p", "xtc", "temperature"]
+_ORDER = ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"]
+_BREAKERS = ["\n", ":", '"', "*"]
 
 
 def settings(
@@ -21,12 +22,13 @@ def settings(
     most = -1 if limit is None else limit
     return {
         **{name: sampling.get(name, value) for name, value in _DEFAULTS.items()},
-        "dry_sequence_breakers": ["\n", ":", '"', "*"],
+        "dry_sequence_breakers": sampling.get("dry_sequence_breakers") or _BREAKERS,
         "stop": list(stop), "max_tokens": most, "n_predict": most, "n_keep": 0, "n_discard": 0,
         "ignore_eos": bool(sampling.get("ignore_eos")), "stream": stream, "logit_bias": bias,
-        "n_probs": sampling.get("n_probs", 0), "min_keep": 0, "grammar": grammar, "grammar_lazy": False, "grammar_triggers": [],
+        "n_probs": sampling.get("n_probs", 0), "min_keep": sampling.get("min_keep", 0),
+        "grammar": grammar, "grammar_lazy": False, "grammar_triggers": [],
         "preserved_tokens": [], "chat_format": "Content-only", "reasoning_format": "none", "reasoning_in_content": False, "generation_prompt": "",
-        "samplers": _ORDER, "speculative.types": "ngram-simple" if drafts else "none", "timings_per_token": timings,
+        "samplers": sampling.get("samplers") or _ORDER, "speculative.types": "ngram-simple" if drafts else "none", "timings_per_token": timings,
         "post_sampling_probs": bool(sampling.get("post_sampling")), "backend_sampling": False,
         "lora": [{"id": int(n), "scale": s} for n, s in adapters],
     }  # fmt: skip

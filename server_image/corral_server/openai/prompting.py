@@ -6,8 +6,10 @@ from typing import Any
 
 import orjson
 
-from corral_server.dialects.formats import GENERIC, Dialect, dialect_of, thinking_of
+from corral_server.dialects.formats import COMMAND, GENERIC, Dialect, Thinking, dialect_of, thinking_of
 from corral_server.openai import fields
+from corral_server.openai.continuing import beginning_of, with_beginning
+from corral_server.openai.errors import invalid
 from corral_server.openai.messages import parse_messages
 from corral_server.openai.service import Service
 from corral_server.openai.tools import Toolbox, parse_tools
@@ -23,6 +25,9 @@ class Prompt:
     dialect: Dialect
     template: str
     thinks: bool
+    """Whether thoughts are told apart."""
+    opened: bool
+    """It ends within a thought."""
 
 
 async def render_prompt(service: Service, body: dict[str, Any], named: Sequence[str] | None = None) -> Prompt:
@@ -30,16 +35,17 @@ async def render_prompt(service: Service, body: dict[str, Any], named: Sequence[
     messages = parse_messages(body, named)
     toolbox = parse_tools(body)
     extra = dict(fields.mapping(body, "chat_template_kwargs"))
+    if isinstance(extra.get("enable_thinking"), str):
+        raise invalid("chat_template_kwargs.enable_thinking", "chat_template_kwargs.enable_thinking is a string; it has to be true or false")
     effort = fields.choice(body, "reasoning_effort", EFFORTS, "")
     if effort:
         extra.setdefault("reasoning_effort", effort)
         if effort in ("none", "minimal"):
             extra.setdefault("enable_thinking", False)
-    begun = _begun(messages) if not toolbox.callable else ""
-    if begun:
+    begun = beginning_of(body, messages, callable_tools=toolbox.callable)
+    if begun is not None:
         messages = messages[:-1]
-        # What is to be continued are words, so there is no thought before them.
-        extra.setdefault("enable_thinking", False)
+        extra.setdefault("enable_thinking", begun.in_thought)
     template = service.template(with_tools=toolbox.callable)
     dialect = dialect_of(template)
     tools: list[Any] | None = [t for t in toolbox.tools if t["function"]["name"] in toolbox.allowed] if toolbox.callable else None
@@ -49,20 +55,24 @@ async def render_prompt(service: Service, body: dict[str, Any], named: Sequence[
         if tools:
             messages = _told(messages, tools, toolbox)
             tools = tools if "tools" in template else None
+    if begun is None and not fields.flag(body, "add_generation_prompt", default=True):
+        extra["add_generation_prompt"] = False
     text = await service.render(messages, tools, extra, with_tools=toolbox.callable)
-    if begun:
-        marks = thinking_of(template)
-        text += (f"{marks.closing}\n\n" if text.rstrip().endswith(marks.opening) else "") + begun
-    return Prompt(text, toolbox, dialect, template, thinks=_reasoning(service, body))
+    marks = thinking_of(template)
+    if begun is not None:
+        text = with_beginning(text, marks, begun, thinks=marks.closing in template)
+    elif extra.get("enable_thinking") is False:
+        text = _without_thought(text, dialect, marks)
+    opened = text.rstrip().endswith(marks.opening) or (begun is not None and begun.in_thought and marks.closing in template)
+    return Prompt(text, toolbox, dialect, template, thinks=_reasoning(service, body), opened=opened)
 
 
-def _begun(messages: list[dict[str, Any]]) -> str:
-    """The beginning of an answer that the client wrote itself, as the last message; the model goes on from there."""
-    last = messages[-1]
-    if len(messages) < 2 or last["role"] != "assistant" or last.get("tool_calls"):
-        return ""
-    content = last["content"]
-    return "".join(part["text"] for part in content) if isinstance(content, list) else str(content or "")
+def _without_thought(text: str, dialect: Dialect, marks: Thinking) -> str:
+    """The prompt of an answer without a thought: what the template opens all the same is closed."""
+    if text.rstrip().endswith(marks.opening):
+        return text + marks.closing
+    # This one's template knows no such wish; the model was trained to pass over the thought after these.
+    return text + marks.opening + marks.closing if dialect is COMMAND and text.endswith("<|CHATBOT_TOKEN|>") else text
 
 
 def _told(messages: list[dict[str, Any]], tools: list[Any], toolbox: Toolbox) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from corral_server.openai import fields
 from corral_server.openai.answers import json_response, unless_gone
-from corral_server.openai.errors import ApiError, invalid
+from corral_server.openai.errors import FINAL, ApiError, invalid
 from corral_server.openai.service import Service
 
 _MAX_DOCUMENTS = 2048
@@ -17,18 +17,21 @@ _MAX_DOCUMENTS = 2048
 async def rerank(service: Service, request: Request) -> Response:
     body = fields.parse_body(await service.body(request))
     query = fields.text(body, "query")
-    raw = body.get("documents", body.get("texts"))
+    # The form of Text Embeddings Inference differs in the names of its fields and answers with the list alone.
+    inference = "texts" in body and "documents" not in body
+    name = "texts" if inference else "documents"
+    raw = body.get(name)
     if not query:
         raise invalid("query", f"query is {fields.shown(body.get('query'))}; it has to be a string")
     if not isinstance(raw, list) or not raw or len(raw) > _MAX_DOCUMENTS:
-        raise invalid("documents", f"documents is {fields.shown(raw)}; it has to be a list of 1 to {_MAX_DOCUMENTS} texts")
-    documents = [_text(item, index) for index, item in enumerate(raw)]
+        raise invalid(name, f"{name} is {fields.shown(raw)}; it has to be a list of 1 to {_MAX_DOCUMENTS} texts")
+    documents = [_text(item, f"{name}[{index}]") for index, item in enumerate(raw)]
     count = fields.whole(body, "top_n", 1, _MAX_DOCUMENTS, len(documents)) or len(documents)
     engine = service.engine()
     if not service.pooling:
-        raise ApiError(400, "unsupported_endpoint", "this model is not served for ranking; set spec.engine.pooling to Rank to make it one")
+        raise ApiError(501, "not_supported", "this model is not served for ranking; set spec.engine.pooling to Rank to make it one", headers=FINAL)
     ranks = service.pooling == "Rank"
-    inputs: list[Any] = [{"query": query, "document": d} for d in documents] if ranks else [query, *documents]
+    inputs: list[Any] = [_pair(service, query, d) for d in documents] if ranks else [query, *documents]
     stream = engine.submit("embed", {"inputs": inputs})
     try:
         final = await unless_gone(request, stream.last())
@@ -36,6 +39,10 @@ async def rerank(service: Service, request: Request) -> Response:
         stream.close()
     vectors = final["vectors"]
     scores = [v[0] for v in vectors] if ranks else [math.fsum(a * b for a, b in zip(vectors[0], v, strict=True)) for v in vectors[1:]]
+    if inference:
+        shown = fields.flag(body, "return_text")
+        ordered = sorted(range(len(documents)), key=lambda i: -scores[i])[:count]
+        return json_response([{"index": i, "score": scores[i], **({"text": documents[i]} if shown else {})} for i in ordered])
     order = sorted(range(len(documents)), key=lambda i: -scores[i])[:count]
     results: list[dict[str, Any]] = [{"index": i, "relevance_score": scores[i]} for i in order]
     if fields.flag(body, "return_documents"):
@@ -47,8 +54,16 @@ async def rerank(service: Service, request: Request) -> Response:
     )
 
 
-def _text(item: Any, index: int) -> str:
+def _pair(service: Service, query: str, document: str) -> dict[str, str]:
+    """What is evaluated for one document; some models bring a template for it."""
+    template = str((service.model.get("templates") or {}).get("rerank") or "")
+    if template:
+        return {"prompt": template.replace("{query}", query).replace("{document}", document)}
+    return {"query": query, "document": document}
+
+
+def _text(item: Any, where: str) -> str:
     text = item.get("text") if isinstance(item, dict) else item
     if not isinstance(text, str) or not text:
-        raise invalid(f"documents[{index}]", f"documents[{index}] is {fields.shown(item)}; it has to be a text")
+        raise invalid(where, f"{where} is {fields.shown(item)}; it has to be a text")
     return text

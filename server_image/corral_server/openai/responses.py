@@ -12,7 +12,7 @@ from corral_server.channel import Message
 from corral_server.dialects.reader import Part
 from corral_server.engine_client import EngineError
 from corral_server.openai import fields
-from corral_server.openai.answers import EventStream, Head, Usage, counted_response, json_response, unless_gone
+from corral_server.openai.answers import EventStream, Head, Usage, counted_response, json_response, timings, unless_gone
 from corral_server.openai.chat import count_tokens
 from corral_server.openai.conversation import Conversation, call_id, prepare
 from corral_server.openai.generation import Begun, Generation, begin
@@ -20,6 +20,9 @@ from corral_server.openai.logprobs import chat_logprobs
 from corral_server.openai.response_object import begun, ended, failed
 from corral_server.openai.responses_request import to_chat
 from corral_server.openai.service import Service
+
+_MEASURED = ("response.output_text.delta", "response.reasoning_text.delta", "response.completed", "response.incomplete")
+"""Events that have llama.cpp's figures, where they were asked for."""
 
 
 async def responses(service: Service, request: Request) -> Response:
@@ -125,10 +128,12 @@ class _Output:
 async def _events(base: dict[str, Any], conversation: Conversation, generation: Generation, begun: Begun, usage: Usage) -> AsyncIterator[bytes]:
     out: list[bytes] = []
     number = 0
+    figures: dict[str, Any] = {}
 
     def tell(kind: str, **more: Any) -> None:
         nonlocal number
-        out.append(b"event: " + kind.encode() + b"\ndata: " + orjson.dumps({"type": kind, "sequence_number": number, **more}) + b"\n\n")
+        told = {"type": kind, "sequence_number": number, **more, **(figures if kind in _MEASURED else {})}
+        out.append(b"event: " + kind.encode() + b"\ndata: " + orjson.dumps(told) + b"\n\n")
         number += 1
 
     def taken() -> bytes:
@@ -137,8 +142,13 @@ async def _events(base: dict[str, Any], conversation: Conversation, generation: 
         return block
 
     output, reading = _Output(conversation.top, tell), conversation.reading()
+    own = conversation.own
 
     def render(event: Message) -> None:
+        nonlocal figures
+        if "pp" in event and own.progress:
+            tell("response.in_progress", response=base, prompt_progress=event["pp"])
+        figures = {"timings": timings(event["u"])} if own.timings and "u" in event else {}
         parts = reading.take(event)
         entries = [event["lp"]] if "lp" in event else []
         if entries and not parts:

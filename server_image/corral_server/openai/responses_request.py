@@ -5,11 +5,9 @@ from typing import Any, NamedTuple
 from corral_server.openai import fields
 from corral_server.openai.errors import ApiError, invalid
 from corral_server.openai.known_fields import check_shared, check_text
+from corral_server.openai.native_fields import NAMES
 
-_KEPT = (
-    "model", "temperature", "top_p", "top_k", "min_p", "seed", "parallel_tool_calls", "chat_template_kwargs", "cache_prompt", "lora",
-    "frequency_penalty", "presence_penalty", "repeat_penalty", "stop", "reasoning_format", "stream",
-)  # fmt: skip
+_KEPT = (*NAMES, "model", "temperature", "top_p", "parallel_tool_calls", "stream")
 _STORED = ("previous_response_id", "conversation", "prompt")
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
@@ -104,12 +102,17 @@ def _input(found: list[tuple[dict[str, Any], str]], raw: Any) -> None:
 
 def _item(found: list[tuple[dict[str, Any], str]], item: Any, where: str) -> None:
     kind = item.get("type") or "message" if isinstance(item, dict) else None
+    last = found[-1][0] if found else {}
+    # A thought belongs to what follows it: it is the same turn.
+    thinking = "reasoning_content" in last and last["content"] is None and "tool_calls" not in last
     if kind == "message":
-        found.append(({"role": item.get("role"), "content": item.get("content")}, where))
+        message = {"role": item.get("role"), "content": item.get("content")}
+        if thinking and message["role"] == "assistant":
+            message["reasoning_content"] = found.pop()[0]["reasoning_content"]
+        found.append((message, where))
     elif kind == "function_call":
         function = {"name": item.get("name"), "arguments": item.get("arguments") or "{}"}
         call = {"id": item.get("call_id") or "", "type": "function", "function": function}
-        last = found[-1][0] if found else {}
         # Calls of one turn belong to one message.
         if last.get("tool_calls"):
             last["tool_calls"].append(call)
@@ -120,9 +123,25 @@ def _item(found: list[tuple[dict[str, Any], str]], item: Any, where: str) -> Non
     elif kind == "function_call_output":
         found.append(({"role": "tool", "tool_call_id": item.get("call_id") or "", "content": item.get("output")}, where))
     elif kind == "reasoning":
-        # A thought of an earlier turn: templates leave those out.
-        return
+        thought = _thought(item, where)
+        if thinking:
+            last["reasoning_content"] += f"\n{thought}"
+        else:
+            found.append(({"role": "assistant", "content": None, "reasoning_content": thought}, where))
     elif kind == "item_reference":
         raise ApiError(400, "unsupported_parameter", f"{where} refers to a stored item; this server stores none, send the item itself", where)
     else:
         raise invalid(where, f"{where} is {fields.shown(item)}; it has to be an item of type message, function_call or function_call_output")
+
+
+def _thought(item: dict[str, Any], where: str) -> str:
+    """The text of a thought of an earlier turn; only its summary, where the rest is not told."""
+    for name in ("content", "summary"):
+        parts = item.get(name)
+        if parts is None:
+            continue
+        if not isinstance(parts, list) or not all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in parts):
+            raise invalid(f"{where}.{name}", f"{where}.{name} is {fields.shown(parts)}; it has to be a list of parts with a text")
+        if parts:
+            return "\n".join(p["text"] for p in parts)
+    return ""

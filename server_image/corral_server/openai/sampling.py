@@ -12,14 +12,22 @@ _CAMEL = {
     "topNSigma": "top_n_sigma", "xtcProbability": "xtc_probability", "xtcThreshold": "xtc_threshold",
 }  # fmt: skip
 _MAX_SEED = 2**63 - 1
+_MOST_BREAKERS, _LONGEST_BREAKER = 32, 40
+_ORDER = ("dry", "top_k", "top_p", "top_n_sigma", "typ_p", "min_p", "temperature", "xtc", "penalties", "infill", "adaptive_p")
+_OTHER_NAMES: dict[str, str] = {"nucleus": "top_p", "temp": "temperature", "typ": "typ_p", "typical_p": "typ_p", "typical": "typ_p"}
+_LETTERS = {
+    "d": "dry", "k": "top_k", "y": "typ_p", "p": "top_p", "s": "top_n_sigma", "m": "min_p", "t": "temperature", "x": "xtc", "e": "penalties",
+    "i": "infill", "a": "adaptive_p",
+}  # fmt: skip
 
 
 OPENAI_HOTTEST = 2.0
 """The highest temperature of OpenAI's endpoints; llama.cpp's own know no bound."""
+_HOTTEST = 1000.0
 
 
 def sampling_of(
-    body: Mapping[str, Any], defaults: Mapping[str, Any], *, hottest: float = 5.0, vocabulary: int = 0, texts: bool = False
+    body: Mapping[str, Any], defaults: Mapping[str, Any], *, hottest: float = _HOTTEST, vocabulary: int = 0, texts: bool = False
 ) -> dict[str, Any]:
     """What the engine's sampler gets; only what differs from its own defaults is set. `vocabulary`: how many tokens there are, when known; `texts`:
     whether a bias may name its tokens by their text.
@@ -28,12 +36,12 @@ def sampling_of(
     base = {_CAMEL.get(k, k): v for k, v in defaults.items()}
     merged = {**base, **{k: v for k, v in body.items() if v is not None}}
     values: dict[str, Any] = {
-        "temperature": fields.number(merged, "temperature", 0.0, 5.0),
+        "temperature": fields.number(merged, "temperature", 0.0, _HOTTEST),
         "top_p": fields.number(merged, "top_p", 0.0, 1.0),
         "min_p": fields.number(merged, "min_p", 0.0, 1.0),
         "top_k": _top_k(merged),
         "typical_p": fields.number(merged, "typical_p", 0.0, 1.0),
-        "top_n_sigma": fields.number(merged, "top_n_sigma", -1.0, 100.0),
+        "top_n_sigma": fields.number(merged, "top_n_sigma", -100.0, 100.0),
         "xtc_probability": fields.number(merged, "xtc_probability", 0.0, 1.0),
         "xtc_threshold": fields.number(merged, "xtc_threshold", 0.0, 1.0),
         "repeat_penalty": fields.number(merged, "repeat_penalty", 0.01, 10.0),
@@ -42,7 +50,24 @@ def sampling_of(
         "presence_penalty": fields.number(merged, "presence_penalty", -2.0, 2.0),
         "seed": _seed(merged),
         "ignore_eos": fields.flag(merged, "ignore_eos") or None,
+        "dynatemp_range": fields.number(merged, "dynatemp_range", 0.0, _HOTTEST),
+        "dynatemp_exponent": fields.number(merged, "dynatemp_exponent", 0.0, 100.0),
+        "dry_multiplier": fields.number(merged, "dry_multiplier", 0.0, 100.0),
+        "dry_base": fields.number(merged, "dry_base", 0.0, 100.0),
+        "dry_allowed_length": fields.whole(merged, "dry_allowed_length", 0, 1 << 20),
+        "dry_penalty_last_n": fields.whole(merged, "dry_penalty_last_n", -1, 1 << 20),
+        "dry_sequence_breakers": _breakers(merged),
+        "mirostat": fields.whole(merged, "mirostat", 0, 2),
+        "mirostat_tau": fields.number(merged, "mirostat_tau", 0.0, 100.0),
+        "mirostat_eta": fields.number(merged, "mirostat_eta", 0.0, 100.0),
+        "adaptive_target": fields.number(merged, "adaptive_target", -1.0, 1.0),
+        "adaptive_decay": fields.number(merged, "adaptive_decay", 0.0, 0.99),
+        "min_keep": fields.whole(merged, "min_keep", 0, 1 << 20),
+        "samplers": _samplers(merged),
     }
+    if values["dry_base"] is not None and values["dry_base"] < 1.0:
+        # llama.cpp takes its own default then.
+        values["dry_base"] = None
     if merged.get("logit_bias"):
         values["logit_bias"] = _logit_bias(merged["logit_bias"], vocabulary, texts=texts)
     return {k: v for k, v in values.items() if v is not None}
@@ -52,6 +77,35 @@ def _top_k(body: Mapping[str, Any]) -> int | None:
     top = fields.whole(body, "top_k", -1, 1 << 31)
     # Both 0 and -1 are in use for "all".
     return None if top is None else max(top, 0)
+
+
+def _breakers(body: Mapping[str, Any]) -> list[str] | None:
+    raw = body.get("dry_sequence_breakers")
+    if raw is None:
+        return None
+    if not isinstance(raw, list) or not 0 < len(raw) <= _MOST_BREAKERS or not all(isinstance(b, str) and len(b) <= _LONGEST_BREAKER for b in raw):
+        raise invalid(
+            "dry_sequence_breakers",
+            f"dry_sequence_breakers is {fields.shown(raw)}; it has to be a list of 1 to {_MOST_BREAKERS} strings, "
+            f"each of at most {_LONGEST_BREAKER} characters",
+        )
+    return raw
+
+
+def _samplers(body: Mapping[str, Any]) -> list[str] | None:
+    """The order of samplers, in any of the ways in which llama.cpp lets it be written: names, or one letter for each."""
+    raw = body.get("samplers")
+    if raw is None:
+        return None
+    names: list[str] = []
+    if isinstance(raw, str):
+        names = [_LETTERS.get(letter, letter) for letter in raw]
+    elif isinstance(raw, list) and all(isinstance(n, str) for n in raw):
+        plain = {n.replace("_", ""): n for n in _ORDER}
+        names = [_OTHER_NAMES.get(n, "") or str(plain.get(n.lower().replace("_", "").replace("-", ""), n)) for n in raw]
+    if not names or not set(names) <= set(_ORDER) or len(names) > len(set(names)):
+        raise invalid("samplers", f"samplers is {fields.shown(raw)}; it has to be a list of some of {', '.join(_ORDER)}, each once")
+    return names
 
 
 def _seed(body: Mapping[str, Any]) -> int | None:
