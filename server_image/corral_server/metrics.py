@@ -81,7 +81,6 @@ class _Collector:
             yield CounterMetricFamily(name, text, value=value)
         for name, text, gauge in (
             ("llamacpp:requests_processing", "Answers being generated.", self._processing),
-            ("llamacpp:n_tokens_max", "The longest sequence held.", t.longest),
             ("llamacpp:n_busy_slots_per_decode", "Slots at work in a step, on average.", t.busy / max(t.decodes, 1)),
             (
                 "llamacpp:prompt_tokens_seconds",
@@ -111,4 +110,7 @@ class _Collector:
 def exposition(life: Lifecycle, totals: Totals, *, processing: int, queued: int) -> bytes:
     registry = CollectorRegistry()
     registry.register(_Collector(life, totals, processing, queued))
-    return generate_latest(registry)
+    # llama.cpp has it as a counter whose name says nothing of a total, which the library does not write.
+    name = "llamacpp:n_tokens_max"
+    longest = f"# HELP {name} The longest sequence held.\n# TYPE {name} counter\n{name} {totals.longest}\n"
+    return generate_latest(registry) + longest.encode()

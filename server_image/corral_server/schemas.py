@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 _LIMIT = 10**15
+_WHOLE = "whole-schema"
 _NAMES = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|[A-Za-z][A-Za-z0-9-]*')
 
 
@@ -21,6 +22,7 @@ def schema_rules(schema: Any, prefix: str) -> str:
     if not isinstance(schema, dict):
         raise UnusableSchemaError("a schema has to be an object")
     try:
+        schema = _self_named(schema)
         converter = _converter()
         converter.resolve_refs(schema, "")
         converter.visit(schema, "")
@@ -35,6 +37,27 @@ def schema_rules(schema: Any, prefix: str) -> str:
     return _NAMES.sub(lambda m: m[0] if m[0][0] in '"[' else prefix + m[0], text)
 
 
+def _self_named(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema that refers to its whole self, with a name for that: the converter follows named parts only."""
+    if not _mentions_itself(schema):
+        return schema
+    inner = _renamed({k: v for k, v in schema.items() if k not in ("$defs", "definitions")})
+    kept: dict[str, Any] = {k: _renamed(schema[k]) for k in ("$defs", "definitions") if k in schema}
+    return {**kept, "$defs": {**kept.get("$defs", {}), _WHOLE: inner}, "$ref": f"#/$defs/{_WHOLE}"}
+
+
+def _mentions_itself(part: Any) -> bool:
+    if isinstance(part, dict):
+        return part.get("$ref") == "#" or any(_mentions_itself(v) for v in part.values())
+    return isinstance(part, list) and any(_mentions_itself(v) for v in part)
+
+
+def _renamed(part: Any) -> Any:
+    if isinstance(part, dict):
+        return {k: f"#/$defs/{_WHOLE}" if k == "$ref" and v == "#" else _renamed(v) for k, v in part.items()}
+    return [_renamed(v) for v in part] if isinstance(part, list) else part
+
+
 def _converter() -> Any:
     from llama_cpp.llama_grammar import SchemaConverter  # noqa: PLC0415  imported with the first schema only
 
@@ -44,6 +67,11 @@ def _converter() -> Any:
                 schema = {}
             if not isinstance(schema, dict):
                 raise UnusableSchemaError("a schema has to be an object")
+            kinds = schema.get("type")
+            if isinstance(kinds, list) and kinds and not {"enum", "const"} & schema.keys():
+                # One alternative for each type, so that what else is said holds for those that it is about.
+                rest = {k: v for k, v in schema.items() if k != "type"}
+                return self.visit({"anyOf": [{**rest, "type": kind} for kind in kinds]}, name)
             if schema.get("type") == "integer" and not {"enum", "const"} & schema.keys():
                 low, high = _bounds(schema)
                 if low is not None or high is not None:

@@ -49,6 +49,7 @@ def to_chat(body: dict[str, Any], *, counting: bool = False) -> ChatBody:
         if kind == "enabled":
             chat["thinking_budget_tokens"] = _budget(thinking)
     _output_format(chat, body)
+    fields.text(body, "model")
     fields.mapping(body, "metadata")
     fields.choice(body, "service_tier", ("auto", "standard_only"), "auto")
     return ChatBody(chat, [name for _, name in found])

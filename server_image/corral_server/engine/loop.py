@@ -182,7 +182,7 @@ class Loop:
 
     def _follows(self, job: Job) -> bool:
         """Whether a request has to wait for the one that evaluates the same prompt for both."""
-        if job.leader is None or not job.cache or self._rewind.recurrent:
+        if job.leader is None or self._rewind.recurrent:
             return False
         if self._desk.prepares(job.leader) or any(q.id == job.leader for q in self._queue):
             return True
@@ -277,8 +277,26 @@ class Loop:
             return
         if job.guessed:
             self._judge(slot, job, piece.index)
-        else:
-            self._sample(slot, job, piece.index)
+            return
+        # Answers to one prompt begin at the very same figures: evaluated again they might differ, and a greedy answer with them.
+        others = [] if job.generated else self._followers(slot, job)
+        for one, its in [(slot, job), *others]:
+            self._sample(one, its, piece.index)
+
+    def _followers(self, slot: Slot, job: Job) -> list[tuple[Slot, Job]]:
+        """The waiting answers to the prompt that has just been evaluated, as many as there is room for, each in its slot."""
+        found: list[tuple[Slot, Job]] = []
+        for other in [j for j in self._queue if j.leader == job.id and not j.generated and j.adapters == slot.adapters]:
+            if other.scores is not None or not self._sequences.fits(other, min(_HEADROOM, other.limit)):
+                continue
+            placed = self._sequences.follow(other, slot)
+            if placed is None:
+                break
+            self._queue.remove(other)
+            other.placed, other.cached, other.started = placed.id, other.prompt_count - 1, time.perf_counter()
+            self._teller.progress(other, other.prompt_count)
+            found.append((placed, other))
+        return found
 
     def _judge(self, slot: Slot, job: Job, index: int) -> None:
         """Choose a token at each guess, as long as the guesses are what is chosen; the rest is taken back."""

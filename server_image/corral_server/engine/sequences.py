@@ -70,6 +70,17 @@ class Sequences:
         self.make_room(len(job.tokens) - kept)
         return slot, kept
 
+    def follow(self, job: Job, source: Slot) -> Slot | None:
+        """Give a request a slot that holds, by reference, all that another one holds: the same prompt, evaluated to its end."""
+        idle = [s for s in self.slots if s.job is None and job.slot in (None, s.id)]
+        if not idle:
+            return None
+        slot = min(idle, key=lambda s: (len(s.held) > 0, s.last_used))
+        self.keep(slot, 0)
+        L.llama_memory_seq_cp(self._memory, source.id, slot.id, 0, len(source.held))
+        slot.held, slot.adapters, slot.job = list(source.held), source.adapters, job
+        return slot
+
     def keep(self, slot: Slot, count: int) -> None:
         """Leave the first `count` tokens in the slot's cells."""
         if count < len(slot.held):

@@ -153,7 +153,7 @@ async def prepare(service: Service, request: Request, body: dict[str, Any], name
 def _limit(body: dict[str, Any]) -> int | None:
     """How many tokens an answer may have; -1 is llama.cpp's "as many as fit"."""
     found = None
-    for name in ("max_tokens", "max_completion_tokens"):
+    for name in ("max_tokens", "max_completion_tokens", "n_predict"):
         limit = fields.whole(body, name, -1, 1 << 31)
         if limit == 0:
             raise invalid(name, f"{name} is 0; it has to be a whole number of at least 1")

@@ -17,20 +17,34 @@ _MAX_INPUTS = 2048
 
 
 def parse_input(raw: Any) -> list[Any]:
-    if isinstance(raw, str) and raw:
-        return [raw]
-    if isinstance(raw, list) and raw and len(raw) <= _MAX_INPUTS:
-        if all(isinstance(i, str) and i for i in raw):
-            return raw
-        if all(_tokens([i]) for i in raw):
-            return [raw]
-        if all(isinstance(i, list) and i and _tokens(i) for i in raw):
-            return raw
-    raise invalid("input", f"input is {fields.shown(raw)}; it has to be a string, 1 to {_MAX_INPUTS} strings, or token numbers, none empty")
+    """The inputs of a request: texts, token numbers, both mixed, or llama.cpp's objects; alone or in a list."""
+    single = isinstance(raw, (str, dict)) or (isinstance(raw, list) and any(_is_token(i) for i in raw))
+    items = [raw] if single else raw
+    if not isinstance(items, list) or not 0 < len(items) <= _MAX_INPUTS:
+        raise invalid("input", f"input is {fields.shown(raw)}; it has to be a string, 1 to {_MAX_INPUTS} strings, or token numbers")
+    return [_input(item, "input" if single else f"input[{index}]") for index, item in enumerate(items)]
 
 
-def _tokens(items: list[Any]) -> bool:
-    return all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < 1 << 31 for i in items)
+def _input(item: Any, where: str) -> Any:
+    if isinstance(item, dict):
+        return _said(item, where)
+    if isinstance(item, str) or (isinstance(item, list) and item and all(isinstance(i, str) or _is_token(i) for i in item)):
+        return item
+    raise invalid(where, f"{where} is {fields.shown(item)}; it has to be a string, or a list of token numbers and strings")
+
+
+def _said(item: dict[str, Any], where: str) -> str:
+    """`{"prompt_string": ...}`, or `{"content": [{"type": "text", "text": ...}]}`."""
+    if isinstance(item.get("prompt_string"), str) and not item.get("multimodal_data"):
+        return str(item["prompt_string"])
+    parts = item.get("content")
+    if isinstance(parts, list) and parts and all(isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in parts):
+        return "".join(p["text"] for p in parts)
+    raise invalid(where, f"{where} is {fields.shown(item)}; it has to have a prompt_string, or content in parts of type text")
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
 
 
 async def embeddings(service: Service, request: Request) -> Response:
@@ -38,6 +52,7 @@ async def embeddings(service: Service, request: Request) -> Response:
     inputs = parse_input(body.get("input"))
     form = fields.choice(body, "encoding_format", ("float", "base64"), "float")
     size = fields.whole(body, "dimensions", 1, 1 << 20)
+    fields.text(body, "model")
     fields.text(body, "user")
     engine = service.engine()
     if not service.pooling:

@@ -53,12 +53,14 @@ def whole(body: Body, name: str, low: int, high: int, default: int | None = None
     return value
 
 
-def flag(body: Body, name: str, *, default: bool = False) -> bool:
+def flag(body: Body, name: str, *, default: bool = False, within: str = "") -> bool:
+    """`within` is the field that `body` is the value of."""
     value = body.get(name)
     if value is None:
         return default
     if not isinstance(value, bool):
-        raise invalid(name, f"{name} is {shown(value)}; it has to be true or false")
+        full = f"{within}.{name}" if within else name
+        raise invalid(full, f"{full} is {shown(value)}; it has to be true or false")
     return value
 
 
@@ -114,7 +116,7 @@ def stream_usage(body: Body) -> bool:
     options = mapping(body, "stream_options")
     if options and not flag(body, "stream"):
         raise invalid("stream_options", "stream_options is only allowed when stream is true")
-    return flag(options, "include_usage")
+    return flag(options, "include_usage", within="stream_options")
 
 
 def shown(value: Any) -> str:

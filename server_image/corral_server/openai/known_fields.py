@@ -13,7 +13,7 @@ _VERBOSITY = ("low", "medium", "high")
 
 def check_shared(body: Mapping[str, Any]) -> None:
     """What chat completions and responses have in common."""
-    for name in ("user", "safety_identifier", "prompt_cache_key"):
+    for name in ("model", "user", "safety_identifier", "prompt_cache_key"):
         fields.text(body, name)
     fields.choice(body, "prompt_cache_retention", ("in_memory", "in-memory", "24h"), "in_memory")
     fields.flag(body, "store")

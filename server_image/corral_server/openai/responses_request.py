@@ -83,7 +83,9 @@ def _tool(raw: Any, where: str) -> dict[str, Any]:
     kind = raw.get("type") if isinstance(raw, dict) else None
     if kind != "function":
         raise ApiError(400, "unsupported_tool", f"{where} is {fields.shown(raw)}; only tools of type function are supported", where)
-    fields.flag(raw, "strict")
+    fields.flag(raw, "strict", within=where)
+    if not isinstance(raw.get("name"), str):
+        raise invalid(f"{where}.name", f"{where}.name is {fields.shown(raw.get('name'))}; it has to name the function")
     return {"type": "function", "function": {k: v for k, v in raw.items() if k in ("name", "description", "parameters", "strict") and v is not None}}
 
 
@@ -111,6 +113,8 @@ def _item(found: list[tuple[dict[str, Any], str]], item: Any, where: str) -> Non
             message["reasoning_content"] = found.pop()[0]["reasoning_content"]
         found.append((message, where))
     elif kind == "function_call":
+        if not isinstance(item.get("name"), str):
+            raise invalid(f"{where}.name", f"{where}.name is {fields.shown(item.get('name'))}; it has to name the function")
         function = {"name": item.get("name"), "arguments": item.get("arguments") or "{}"}
         call = {"id": item.get("call_id") or "", "type": "function", "function": function}
         # Calls of one turn belong to one message.
@@ -121,6 +125,8 @@ def _item(found: list[tuple[dict[str, Any], str]], item: Any, where: str) -> Non
         else:
             found.append(({"role": "assistant", "content": None, "tool_calls": [call]}, where))
     elif kind == "function_call_output":
+        if not isinstance(item.get("call_id"), str):
+            raise invalid(f"{where}.call_id", f"{where}.call_id is {fields.shown(item.get('call_id'))}; it has to be that of the call")
         found.append(({"role": "tool", "tool_call_id": item.get("call_id") or "", "content": item.get("output")}, where))
     elif kind == "reasoning":
         thought = _thought(item, where)

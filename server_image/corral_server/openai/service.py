@@ -101,7 +101,11 @@ class Service:
         schema: Any = None
         param = "response_format"
         if kind == "json_schema":
+            if form.get("json_schema") is None and "schema" not in form:
+                at = "response_format.json_schema"
+                raise invalid(at, f"{at} is missing; it has to be an object with name and schema")
             described = fields.mapping(form, "json_schema") or form
+            fields.flag(described, "strict", within="response_format.json_schema")
             schema = described.get("schema")
             if described.get("name") is not None and not isinstance(described["name"], str):
                 at = "response_format.json_schema.name"

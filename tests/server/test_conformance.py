@@ -1,0 +1,112 @@
+"""What suites look at: names in errors, schemas that refer to themselves, inputs in every form, answers side by side."""
+
+import json
+import re
+from typing import Any
+
+import jsonschema
+import pytest
+from tests.server.harness import Server
+
+from corral_server.openai.embeddings import parse_input
+from corral_server.openai.errors import ApiError
+
+pytestmark = pytest.mark.model
+ASK = [{"role": "user", "content": "Say hi"}]
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "strict": "yes", "schema": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "param"),
+    [
+        ("chat/completions", {"model": 5}, "model"),
+        ("chat/completions", {"stream": True, "stream_options": {"include_usage": "y"}}, "stream_options.include_usage"),
+        ("chat/completions", {"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ("chat/completions", {"response_format": SCHEMA}, "response_format.json_schema.strict"),
+        ("chat/completions", {"reasoning_budget_tokens": -2}, "reasoning_budget_tokens"),
+        ("completions", {"model": 5}, "model"),
+        ("responses", {"model": 5}, "model"),
+        ("responses", {"tools": [{"type": "function"}]}, "tools[0].name"),
+        ("responses", {"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
+        ("responses", {"input": [{"type": "function_call", "call_id": "c", "arguments": "{}"}]}, "input[0].name"),
+    ],
+)
+def test_an_error_names_the_field_by_its_whole_path(smol: Server, path: str, change: dict[str, Any], param: str):
+    base: dict[str, Any] = {"chat/completions": {"messages": ASK}, "completions": {"prompt": "a"}, "responses": {"input": "hi"}}[path]
+    answer = smol.http.post(f"/v1/{path}", json={**base, **change})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {
+            "type": "object",
+            "properties": {"v": {"type": "integer", "minimum": 0, "maximum": 9}, "next": {"anyOf": [{"type": "null"}, {"$ref": "#"}]}},
+            "required": ["v", "next"],
+            "additionalProperties": False,
+        },
+        {"type": "object", "properties": {"b": {"type": ["string", "null"], "maxLength": 4}}, "required": ["b"], "additionalProperties": False},
+        {"type": ["integer", "boolean"], "minimum": 3, "maximum": 4},
+    ],
+    ids=["itself", "null", "bounds"],
+)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_answers_keep_to_schemas_with_several_types_and_to_themselves(smol: Server, schema: dict[str, Any], seed: int):
+    form = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
+    ask = {"messages": ASK, "max_tokens": 80, "temperature": 1.0, "seed": seed, "response_format": form}
+    choice = smol.http.post("/v1/chat/completions", json=ask).json()["choices"][0]
+    if choice["finish_reason"] == "stop":
+        jsonschema.validate(json.loads(choice["message"]["content"]), schema)
+    else:
+        # It may nest for as long as it likes.
+        assert re.match(r'(\{\s*"v"\s*:\s*\d\s*,\s*"next"\s*:\s*)+', choice["message"]["content"])
+
+
+def test_answers_side_by_side_begin_at_the_same_figures(smol: Server):
+    ask = {"messages": ASK, "n": 2, "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 5}
+    for cached in (True, False):
+        body = smol.http.post("/v1/chat/completions", json={**ask, "cache_prompt": cached}).json()
+        one, other = (choice["logprobs"]["content"] for choice in body["choices"])
+        assert one == other
+    # More answers than there are sequences: some begin when the others have ended.
+    many = smol.http.post("/v1/chat/completions", json={**ask, "n": 9, "max_tokens": 4}).json()
+    assert [choice["index"] for choice in many["choices"]] == list(range(9))
+    assert all(len(choice["logprobs"]["content"]) == 4 for choice in many["choices"])
+
+
+def test_embeddings_of_inputs_in_every_form(embedder: Server):
+    def vectors(raw: Any) -> list[list[float]]:
+        answer = embedder.http.post("/v1/embeddings", json={"input": raw})
+        assert answer.status_code == 200, answer.text
+        return [entry["embedding"] for entry in answer.json()["data"]]
+
+    tokens = embedder.http.post("/tokenize", json={"content": "hello world"}).json()["tokens"]
+    parts = {"content": [{"type": "text", "text": "hello "}, {"type": "text", "text": "world"}]}
+    plain, *same = vectors(["hello world", {"prompt_string": "hello world"}, parts])
+    assert same == [plain, plain]
+    assert vectors(parts) == [pytest.approx(plain, abs=1e-3)]
+    assert len(vectors([[*tokens, "and more"], "b", tokens])) == 3
+    assert len(vectors([*tokens, "and more"])) == 1
+    assert len(vectors("")) == 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "param"),
+    [
+        (None, "input"), ([], "input"), (5, "input"), ({}, "input"), ([None], "input[0]"), (["a", []], "input[1]"), (["a", True], "input[1]"),
+        ([1, True], "input"), ({"content": "a"}, "input"), ({"content": [{"type": "image_url"}]}, "input"), (["a"] * 2049, "input"),
+        ([-1], "input[0]"),
+    ],
+)  # fmt: skip
+def test_inputs_that_are_none(raw: Any, param: str):
+    with pytest.raises(ApiError) as caught:
+        parse_input(raw)
+    assert caught.value.param == param
+
+
+def test_metrics_have_llama_cpps_header_and_kinds(smol: Server):
+    answer = smol.http.get("/metrics")
+    assert int(answer.headers["process-start-time-unix"]) > 1_600_000_000
+    assert "# TYPE llamacpp:n_tokens_max counter\nllamacpp:n_tokens_max " in answer.text
