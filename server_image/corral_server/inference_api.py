@@ -92,10 +92,7 @@ def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIA
     async def metrics() -> Response:
         engine = supervisor.engine
         text = exposition(supervisor.life, supervisor.totals, processing=engine.active if engine else 0, queued=supervisor.queued)
-        answer = Response(text, media_type=CONTENT_TYPE)
-        # Written as llama.cpp writes it: the framework would make it small.
-        answer.raw_headers.append((b"Process-Start-Time-Unix", b"%d" % started))
-        return answer
+        return Response(text, media_type=CONTENT_TYPE, headers={"process-start-time-unix": str(started)})
 
     @app.get("/slots")
     async def slots(request: Request) -> Response:

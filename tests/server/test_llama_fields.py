@@ -221,3 +221,14 @@ def test_responses_tell_progress_and_figures_too(smol: Server):
 def test_a_model_begins_where_nothing_was_said(smol: Server):
     answer = smol.http.post("/v1/messages", json={"messages": [], "max_tokens": 2}).json()
     assert (answer["type"], answer["usage"]["output_tokens"]) == ("message", 2)
+
+
+def test_a_lazy_grammar_holds_after_its_word(smol: Server):
+    lazy = {"grammar": 'root ::= "<|im_start|>" "yes"', "grammar_lazy": True, "grammar_triggers": [{"type": 1, "value": "<|im_start|>"}]}
+    forced = {"preserved_tokens": ["<|im_start|>"], "n_predict": 4, "temperature": 0}
+    (start,) = smol.http.post("/tokenize", json={"content": "<|im_start|>"}).json()["tokens"]
+    told = complete(smol, "Say", **lazy, **forced, logit_bias=[[start, 100]])
+    assert told["content"] == "<|im_start|>yes"
+    assert refused(smol, grammar='root ::= "a"', grammar_lazy=True, grammar_triggers=[]) == "grammar_triggers"
+    # The word is read by the grammar itself: one that it forbids would end the engine.
+    assert refused(smol, **{**lazy, "grammar": 'root ::= "yes"'}) == "grammar"

@@ -80,6 +80,8 @@ def test_an_encoder_embeds_without_being_told_and_in_one_piece():
     assert (plan.pooling, plan.batch, plan.micro_batch, plan.embeds) == ("Mean", 512, 512, True)
     assert make_plan(EngineSpec(pooling="CLS"), LLAMA).pooling == "CLS"
     assert make_plan(EngineSpec(pooling="None"), ModelFacts("qwen3", 512, causal=True, pooling_type=3)).pooling == ""
+    with pytest.raises(Failure, match="generates nothing"):
+        make_plan(EngineSpec(pooling="None"), ModelFacts("bert", 512, causal=False, pooling_type=1))
 
 
 def test_threads_follow_the_limit_not_the_machine():

@@ -51,10 +51,22 @@ def _nesting(text: str) -> int:
     return deepest
 
 
+def _check_triggers(vocabulary: Vocabulary, text: str, triggers: list[int]) -> None:
+    """The token that starts a grammar is the first that it reads: one that it forbids would end the process."""
+    probe = Grammar(vocabulary, text)
+    try:
+        wrong = next((t for t in triggers if not probe.allows(t)), None)
+    finally:
+        probe.close()
+    if wrong is not None:
+        raise GrammarError(f"the grammar does not begin with {vocabulary.text(wrong)!r}, the word that is to start it")
+
+
 class Grammar:
     def __init__(self, vocabulary: Vocabulary, text: str, *, triggers: list[int] | None = None, root: str = "root") -> None:
         check_grammar(text)
         if triggers:
+            _check_triggers(vocabulary, text, triggers)
             tokens = (L.llama_token * len(triggers))(*triggers)
             self._sampler = L.llama_sampler_init_grammar_lazy_patterns(
                 vocabulary.handle, text.encode(), root.encode(), None, 0, tokens, len(triggers)

@@ -72,6 +72,11 @@ def make_plan(spec: EngineSpec, facts: ModelFacts) -> EnginePlan:
         pooling = _POOLING_NAMES.get(facts.pooling_type or 0, "")
         if not pooling and not facts.causal:
             pooling = "Mean"
+    if not pooling and not facts.causal:
+        raise Failure(
+            INVALID_ENGINE_SETTINGS,
+            "engine.pooling is None, but this model reads its whole input at once and generates nothing; leave it away, or name a pooling",
+        )
     if pooling:
         # A pooled input has to be evaluated in one piece.
         context = min(context, trained)

@@ -31,7 +31,8 @@ from corral_server.openai.native_answer import timings_of, verbose
 from corral_server.openai.prompting import render_prompt
 from corral_server.openai.service import Service
 
-FINGERPRINT = f"build-{__version__}"
+FINGERPRINT = f"b0-corral-{__version__}"
+"""In llama.cpp's form: `b`, the number of a build, its name."""
 
 
 async def chat_completions(service: Service, request: Request) -> Response:

@@ -7,10 +7,11 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from corral_server import __version__
+from corral_server.dialects.formats import dialect_of
 from corral_server.lifecycle import State
 from corral_server.openai import fields
 from corral_server.openai.answers import json_response, unless_gone
+from corral_server.openai.chat import FINGERPRINT
 from corral_server.openai.embeddings import parse_input
 from corral_server.openai.errors import FINAL, ApiError, invalid
 from corral_server.openai.native_settings import settings
@@ -79,7 +80,7 @@ def _normalised(vector: list[float], kind: int) -> list[float]:
 
 def properties(service: Service, request: Request) -> dict[str, Any]:
     model = service.model
-    template = str((model.get("templates") or {}).get("", ""))
+    template, with_tools = service.template(with_tools=False), service.template(with_tools=True)
     return {
         "default_generation_settings": {
             "id": 0,
@@ -92,14 +93,21 @@ def properties(service: Service, request: Request) -> dict[str, Any]:
         "total_slots": model.get("slots", 0),
         "model_alias": service.served_name(request),
         "model_path": service.path,
+        "model_ftype": model.get("format", ""),
         "chat_template": template,
+        **({"chat_template_tool_use": with_tools} if with_tools != template else {}),
         "bos_token": model.get("bos", ""),
         "eos_token": model.get("eos", ""),
-        "build_info": f"corral-{__version__}",
-        "modalities": {"vision": False, "audio": False},
-        "chat_template_caps": {"supports_tools": "tools" in template, "supports_tool_calls": "tool_calls" in template},
+        "build_info": FINGERPRINT,
+        "modalities": {"vision": False, "video": False, "audio": False},
+        "chat_template_caps": {
+            "supports_tools": "tools" in with_tools, "supports_tool_calls": "tool_calls" in with_tools,
+            "supports_parallel_tool_calls": dialect_of(with_tools).parallel, "supports_reasoning_effort": "reasoning_effort" in template,
+            "supports_preserve_reasoning": "reasoning_content" in template,
+        },
+        "endpoint_slots": True, "endpoint_props": False, "endpoint_metrics": True, "ui": False, "cors_proxy_enabled": False,
         "is_sleeping": service.life.state is State.SLEEPING,
-    }
+    }  # fmt: skip
 
 
 async def adapters(service: Service, _: Request) -> Response:

@@ -90,7 +90,7 @@ async def _answer(service: Service, request: Request, body: dict[str, Any], prom
     job = {
         **constraint, **adapters, "prompt_param": param, "max_tokens": limit, "stop": stop,
         "cache_prompt": fields.flag(body, "cache_prompt", default=True),
-        **own.job, "tells_tokens": True, "tells_prompt": True,
+        **own.job, "tells_tokens": True, "tells_prompt": True, **_lazy(body, constraint),
     }  # fmt: skip
     jobs = [{**job, "prompt": p, "sampling": _reseeded(sampling, i)} for p in prompts for i in range(count)]
     generation = Generation(engine, jobs)
@@ -103,6 +103,18 @@ async def _answer(service: Service, request: Request, body: dict[str, Any], prom
         usage.add(answer.usage, first=index % count == 0)
     shapes = [answer.whole() for answer in answers]
     return counted_response(request, shapes if several or count > 1 else shapes[0], usage)
+
+
+def _lazy(body: dict[str, Any], constraint: dict[str, Any]) -> dict[str, Any]:
+    """A grammar that holds only after one of some words, each of them one token of the model."""
+    preserved = fields.texts(body, "preserved_tokens")
+    if not fields.flag(body, "grammar_lazy") or "grammar" not in constraint:
+        return {"preserved": preserved}
+    raw = body.get("grammar_triggers")
+    words = [t.get("value") for t in raw if isinstance(t, dict)] if isinstance(raw, list) else []
+    if not words or not all(isinstance(w, str) and w for w in words):
+        raise invalid("grammar_triggers", f"grammar_triggers is {fields.shown(raw)}; it has to be a list of objects with a value")
+    return {"preserved": preserved, "triggers": words}
 
 
 def _names(body: dict[str, Any]) -> list[str]:
