@@ -97,7 +97,7 @@ _RESPONSES = _body(
 )  # fmt: skip
 _BLOCKS: Schema = {"anyOf": [_TEXT, _list(_body("type", "text", type={"const": "text"}, text=_TEXT))]}
 _ANTHROPIC_PROMPT = {
-    "messages": _list(_body("role", "content", role={"enum": ["user", "assistant"]}, content=_BLOCKS)), "system": _BLOCKS,
+    "messages": _list(_body("role", "content", role={"enum": ["user", "assistant"]}, content=_BLOCKS), least=0), "system": _BLOCKS,
     "tools": {"type": ["array", "null"], "maxItems": 128, "items": _body(
         "name", "input_schema", name=_NAME, description=_MAYBE_TEXT, input_schema=_PARAMETERS
     )},
@@ -109,13 +109,13 @@ _MESSAGES = _body(
 )  # fmt: skip
 _EMBEDDINGS = _body(
     "input", model=_MAYBE_TEXT, dimensions=_whole(1, 1 << 20), encoding_format=_words("float", "base64"), user=_MAYBE_TEXT,
-    input={"anyOf": [{"type": "string", "minLength": 1}, _list({"type": "string", "minLength": 1}, most=2048), _list(_TOKEN), _list(_list(_TOKEN))]},
+    input={"anyOf": [_TEXT, _OBJECT, _list({"anyOf": [_TEXT, _OBJECT, _TOKEN, _list({"anyOf": [_TEXT, _TOKEN]})]}, most=2048)]},
 )  # fmt: skip
 _RERANK = _body(
     "query", "documents", model=_MAYBE_TEXT, query={"type": "string", "minLength": 1}, top_n=_whole(1, 2048), return_documents=_FLAG,
     documents=_list({"type": "string", "minLength": 1}, most=2048),
 )  # fmt: skip
-_NATIVE = {**_SAMPLING, "temperature": _number(0, 5), "n_predict": _whole(-1), "n_probs": _whole(0, 20), "stream": _FLAG, "grammar": _MAYBE_TEXT}
+_NATIVE = {**_SAMPLING, "temperature": _number(0, 1000), "n_predict": _whole(-1), "n_probs": _whole(0, 20), "stream": _FLAG, "grammar": _MAYBE_TEXT}
 
 REQUESTS: dict[str, Schema] = {
     "/v1/chat/completions": _CHAT,
@@ -132,12 +132,13 @@ REQUESTS: dict[str, Schema] = {
     "/apply-template": _body("messages", **_CHAT_PROMPT),
     "/completion": _body("prompt", **_NATIVE, prompt={"anyOf": [_TEXT, _list({"anyOf": [_TEXT, _TOKEN]})]}),
     "/infill": _body(**_NATIVE, input_prefix=_MAYBE_TEXT, input_suffix=_MAYBE_TEXT, prompt=_MAYBE_TEXT),
-    "/embedding": _body(content={"type": "string", "minLength": 1}),
+    "/embedding": _body(content=_TEXT),
     "/lora-adapters": {"type": "array", "items": _body("id", "scale", id=_TOKEN, scale={"type": "number"})},
 }
 _SAME = {
     "/chat/completions": "/v1/chat/completions", "/responses": "/v1/responses", "/rerank": "/v1/rerank", "/reranking": "/v1/rerank",
     "/v1/reranking": "/v1/rerank", "/completions": "/completion", "/embeddings": "/embedding",
+    "/chat/completions/input_tokens": "/v1/chat/completions/input_tokens", "/responses/input_tokens": "/v1/responses/input_tokens",
 }  # fmt: skip
 _STREAMS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/completion", "/infill")
 _ANSWERS: dict[str, Schema] = {

@@ -142,5 +142,5 @@ def test_metrics_under_llama_cpps_names(smol: Server):
     text = smol.http.get("/metrics").text
     for name in ("prompt_tokens_total", "prompt_tokens_cached_total", "tokens_predicted_total", "n_decode_total", "spec_decode_num_drafts_total"):
         assert f"\nllamacpp:{name} " in text
-    for name in ("n_busy_slots_per_decode", "n_tokens_max", "predicted_tokens_seconds", "requests_deferred"):
+    for name in ("n_busy_slots_per_decode", "predicted_tokens_seconds", "requests_deferred"):
         assert f"# TYPE llamacpp:{name} gauge" in text

@@ -9,10 +9,6 @@ _KINDS = {"context_length_exceeded": "exceed_context_size_error", "not_supported
 """llama.cpp's words for what its clients tell apart by the type, OpenAI's by the code."""
 
 
-FINAL = {"x-should-retry": "false"}
-"""With a 5xx status that asking again would not change: OpenAI's clients heed it."""
-
-
 class ApiError(Exception):
     """What a request is answered with when it cannot be served."""
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from corral_server.openai import fields
-from corral_server.openai.errors import FINAL, ApiError, invalid
+from corral_server.openai.errors import ApiError, invalid
 
 _NEEDED = ("pre", "suf", "mid")
 
@@ -12,9 +12,9 @@ _NEEDED = ("pre", "suf", "mid")
 def infill_prompt(before: str, after: str, fim: Mapping[str, int], *, param: str, extra: Any = None) -> list[Any]:
     """Text and token numbers of a prompt: prefix, suffix, then the middle to be written. Errors name the field `param`."""
     if any(fim.get(name, -1) < 0 for name in _NEEDED):
-        text = f"{param} needs a model with tokens for filling in the middle; this one has none"
         # llama.cpp's endpoint is one that this model does not have, a suffix is a field that it does not take.
-        raise ApiError(400, "unsupported_parameter", text, param) if param == "suffix" else ApiError(501, "not_supported", text, param, FINAL)
+        code = "unsupported_parameter" if param == "suffix" else "not_supported"
+        raise ApiError(400, code, f"{param} needs a model with tokens for filling in the middle; this one has none", param)
     return [*_context(extra, fim), fim["pre"], before, fim["suf"], after, fim["mid"]]
 
 

@@ -13,7 +13,7 @@ from corral_server.openai import fields
 from corral_server.openai.answers import json_response, unless_gone
 from corral_server.openai.chat import FINGERPRINT
 from corral_server.openai.embeddings import parse_input
-from corral_server.openai.errors import FINAL, ApiError, invalid
+from corral_server.openai.errors import ApiError, invalid
 from corral_server.openai.native_settings import settings
 from corral_server.openai.prompting import render_prompt
 from corral_server.openai.sampling import sampling_of
@@ -62,7 +62,7 @@ async def apply_template(service: Service, request: Request) -> Response:
 async def embedding(service: Service, request: Request) -> Response:
     body = fields.parse_body(await service.body(request))
     if not service.pooling:
-        raise ApiError(501, "not_supported", "this model is not served for embeddings; set spec.engine.pooling to make it one", headers=FINAL)
+        raise ApiError(400, "not_supported", "this model is not served for embeddings; set spec.engine.pooling to make it one")
     inputs = parse_input(body.get("content", body.get("input")))
     wanted = fields.whole(body, "embd_normalize", -1, 64, 2)
     found = await service.ask(request, "embed", {"inputs": inputs, "normalise": wanted == 2})

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from corral_server.openai import fields
 from corral_server.openai.answers import json_response, unless_gone
-from corral_server.openai.errors import FINAL, ApiError, invalid
+from corral_server.openai.errors import ApiError, invalid
 from corral_server.openai.service import Service
 
 _MAX_DOCUMENTS = 2048
@@ -29,7 +29,7 @@ async def rerank(service: Service, request: Request) -> Response:
     count = fields.whole(body, "top_n", 1, _MAX_DOCUMENTS, len(documents)) or len(documents)
     engine = service.engine()
     if not service.pooling:
-        raise ApiError(501, "not_supported", "this model is not served for ranking; set spec.engine.pooling to Rank to make it one", headers=FINAL)
+        raise ApiError(400, "not_supported", "this model is not served for ranking; set spec.engine.pooling to Rank to make it one")
     ranks = service.pooling == "Rank"
     inputs: list[Any] = [_pair(service, query, d) for d in documents] if ranks else [query, *documents]
     stream = engine.submit("embed", {"inputs": inputs})
