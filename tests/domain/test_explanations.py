@@ -151,6 +151,11 @@ def test_unplaceable_says_what_is_closed():
     assert told.message == "needs 8Gi on one device; no device is open to it now: node not ready (1 device)."
 
 
+def test_its_own_pod_does_not_answer():
+    told = explained(cluster(models=[model("new", 8)], replicas=[asleep("new-0", "new", reachable=False)], demand={"new": waiting()}))
+    assert told.message == "needs 8Gi on one device; no device is open to it now: its pod there does not answer (1 device)."
+
+
 def test_the_same_object_as_json():
     state = cluster(
         models=[model("a", 20), model("new", 20)],

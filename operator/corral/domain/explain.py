@@ -45,6 +45,7 @@ CLOSED = {
     reasons.VANISHED: "absent",
     reasons.FOREIGN_CLAIM: "claimed by others",
     reasons.BACKING_OFF: "backing off",
+    reasons.UNREACHABLE: "its pod there does not answer",
 }
 
 
@@ -152,7 +153,10 @@ def own_need(model: Model) -> int:
 
 def no_place(draft: Draft, model: Model) -> str:
     """Big enough devices exist, and none is open."""
-    closed = Counter(node_closed(model, node) or device_closed(device) or NO_SLOT for node, device in candidates(draft.snapshot, model))
+    silent = {key for each in draft.snapshot.replicas_of(model.key) if not each.reachable for key in each.devices}
+    closed: Counter[str] = Counter()
+    for node, device in candidates(draft.snapshot, model):
+        closed[node_closed(model, node) or device_closed(device) or (reasons.UNREACHABLE if device.key in silent else NO_SLOT)] += 1
     text = ", ".join(f"{CLOSED.get(why, why)} ({plural(count, 'device')})" for why, count in sorted(closed.items()))
     return f"needs {quantity(need_of(draft, model))} on one device; no device is open to it now: {text or 'there is none'}."
 
