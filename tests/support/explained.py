@@ -11,13 +11,13 @@ _FIGURE = re.compile(r"\b(\d+(?:\.\d+)?)(Mi|Gi)\b")
 
 
 def explained(printed: str, figures: Mapping[str, float]) -> list[str]:
-    """`figures`: mebibytes by name. A figure within a mebibyte (the two roundings of a sum) is printed as its name, any other as it is."""
+    """`figures`: mebibytes by name. A figure that is one of them, as far as it was rounded, is printed as its name, any other as it is."""
     text = "\n".join(line for line in printed.splitlines() if not _OWN.match(line))
     for pattern, name in _TIMES:
         text = re.sub(pattern, name, text)
 
     def named(found: re.Match[str]) -> str:
-        size = float(found[1]) * (1024 if found[2] == "Gi" else 1)
-        return next((f"<{name}>" for name, known in figures.items() if abs(size - known) <= 1), found[0])
+        size, near = (float(found[1]) * 1024, 52.0) if found[2] == "Gi" else (float(found[1]), 1.0)
+        return next((f"<{name}>" for name, known in figures.items() if abs(size - known) <= near), found[0])
 
     return _FIGURE.sub(named, text).splitlines()
