@@ -128,7 +128,7 @@ REQUESTS: dict[str, Schema] = {
     "/v1/embeddings": _EMBEDDINGS,
     "/v1/rerank": _RERANK,
     "/tokenize": _body(content=_TEXT, add_special=_FLAG, parse_special=_FLAG, with_pieces=_FLAG),
-    "/detokenize": _body("tokens", tokens=_list(_TOKEN, least=0)),
+    "/detokenize": _body(tokens=_list(_TOKEN, least=0)),
     "/apply-template": _body("messages", **_CHAT_PROMPT),
     "/completion": _body("prompt", **_NATIVE, prompt={"anyOf": [_TEXT, _list({"anyOf": [_TEXT, _TOKEN]})]}),
     "/infill": _body(**_NATIVE, input_prefix=_MAYBE_TEXT, input_suffix=_MAYBE_TEXT, prompt=_MAYBE_TEXT),

@@ -4,7 +4,7 @@ from typing import Any
 
 import orjson
 
-_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error", 503: "unavailable_error"}
 _KINDS = {"context_length_exceeded": "exceed_context_size_error", "not_supported": "not_supported_error"}
 """llama.cpp's words for what its clients tell apart by the type, OpenAI's by the code."""
 

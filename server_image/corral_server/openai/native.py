@@ -48,7 +48,7 @@ def _piece(raw: list[int]) -> str | list[int]:
 
 async def detokenize(service: Service, request: Request) -> Response:
     body = fields.parse_body(await service.body(request))
-    tokens = body.get("tokens")
+    tokens = body.get("tokens", [])
     if not isinstance(tokens, list) or not all(isinstance(t, int) and not isinstance(t, bool) and 0 <= t < 1 << 31 for t in tokens):
         raise invalid("tokens", f"tokens is {fields.shown(tokens)}; it has to be a list of token numbers")
     return json_response({"content": (await service.ask(request, "detokenize", {"tokens": tokens}))["text"]})

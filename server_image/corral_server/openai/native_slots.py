@@ -23,7 +23,7 @@ async def slot_list(service: Service, request: Request) -> Response:
     finally:
         stream.close()
     if request.query_params.get("fail_on_no_slot") and all(s["processing"] for s in found):
-        raise ApiError(503, "unavailable", "no slot is free", headers={"retry-after": "1"})
+        raise ApiError(503, "unavailable", "no slot available: all of them are answering", headers={"retry-after": "1"})
     context, drafts = service.model.get("contextLength", 0), bool(service.model.get("drafts"))
     defaults = settings(sampling_of({}, service.defaults), drafts=drafts)
     return json_response([_shape(s, context, defaults, drafts=drafts) for s in found])
