@@ -10,6 +10,7 @@ from tests.server.harness import Server
 
 from corral_server.openai.embeddings import parse_input
 from corral_server.openai.errors import ApiError
+from corral_server.openai.rerank import pair_of
 
 pytestmark = pytest.mark.model
 ASK = [{"role": "user", "content": "Say hi"}]
@@ -110,3 +111,8 @@ def test_metrics_have_llama_cpps_header_and_kinds(smol: Server):
     answer = smol.http.get("/metrics")
     assert int(answer.headers["process-start-time-unix"]) > 1_600_000_000
     assert "# TYPE llamacpp:n_tokens_max counter\nllamacpp:n_tokens_max " in answer.text
+
+
+def test_a_query_and_a_document_are_joined_as_the_model_was_trained():
+    assert pair_of({"templates": {"": "chat"}}, "q", "d") == {"query": "q", "document": "d"}
+    assert pair_of({"templates": {"rerank": "<Q>{query}<D>{document}</s>"}}, "a {document}", "b") == {"prompt": "<Q>a {document}<D>b</s>"}

@@ -1,10 +1,12 @@
 """Thoughts of a model whose template opens them: ended by a budget, left out, continued."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.server.harness import Server
+from tests.support.gguf_files import sentence_model
 from tests.support.models import smollm2
 
 from corral_server.engine.budget import Budget
@@ -119,3 +121,15 @@ def test_thoughts_of_earlier_turns_come_back_to_what_they_led_to():
     with pytest.raises(ApiError) as caught:
         to_chat({"input": [{"type": "reasoning", "content": ["no part"]}]})
     assert caught.value.param == "input[0].content"
+
+
+def test_a_template_that_knows_no_such_wish_is_answered_for(tmp_path: Path):
+    """Command R's: the model was trained to pass over a thought that is empty."""
+    marks = "{# <|START_ACTION|> <|START_THINKING|> <|END_THINKING|> #}"
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|CHATBOT_TOKEN|>{% endif %}" + marks
+    with Server(sentence_model().as_uri(), tmp_path, engine={"chatTemplate": template}) as server:
+        server.load()
+        assert prompt(server).endswith("<|CHATBOT_TOKEN|>")
+        closed = prompt(server, chat_template_kwargs={"enable_thinking": False})
+        assert closed.endswith("<|CHATBOT_TOKEN|><|START_THINKING|><|END_THINKING|>")
+        assert server.http.get("/props").json()["chat_template"] == template

@@ -1,6 +1,8 @@
 """`/v1/rerank`: documents ordered by their relevance to a query, for models with pooling Rank, or by likeness for those that embed."""
 
 import math
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -31,7 +33,7 @@ async def rerank(service: Service, request: Request) -> Response:
     if not service.pooling:
         raise ApiError(400, "not_supported", "this model is not served for ranking; set spec.engine.pooling to Rank to make it one")
     ranks = service.pooling == "Rank"
-    inputs: list[Any] = [_pair(service, query, d) for d in documents] if ranks else [query, *documents]
+    inputs: list[Any] = [pair_of(service.model, query, d) for d in documents] if ranks else [query, *documents]
     stream = engine.submit("embed", {"inputs": inputs})
     try:
         final = await unless_gone(request, stream.last())
@@ -54,11 +56,12 @@ async def rerank(service: Service, request: Request) -> Response:
     )
 
 
-def _pair(service: Service, query: str, document: str) -> dict[str, str]:
+def pair_of(model: Mapping[str, Any], query: str, document: str) -> dict[str, str]:
     """What is evaluated for one document; some models bring a template for it."""
-    template = str((service.model.get("templates") or {}).get("rerank") or "")
+    template = str((model.get("templates") or {}).get("rerank") or "")
     if template:
-        return {"prompt": template.replace("{query}", query).replace("{document}", document)}
+        given = {"query": query, "document": document}
+        return {"prompt": re.sub(r"\{(query|document)\}", lambda found: given[found[1]], template)}
     return {"query": query, "document": document}
 
 
