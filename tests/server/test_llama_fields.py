@@ -232,3 +232,5 @@ def test_a_lazy_grammar_holds_after_its_word(smol: Server):
     assert refused(smol, grammar='root ::= "a"', grammar_lazy=True, grammar_triggers=[]) == "grammar_triggers"
     # The word is read by the grammar itself: one that it forbids would end the engine.
     assert refused(smol, **{**lazy, "grammar": 'root ::= "yes"'}) == "grammar"
+    ending = [{"type": 1, "value": "<|im_end|>"}]
+    assert refused(smol, grammar='root ::= ""', grammar_lazy=True, grammar_triggers=ending) == "grammar"

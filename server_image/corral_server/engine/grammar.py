@@ -55,7 +55,8 @@ def _check_triggers(vocabulary: Vocabulary, text: str, triggers: list[int]) -> N
     """The token that starts a grammar is the first that it reads: one that it forbids would end the process."""
     probe = Grammar(vocabulary, text)
     try:
-        wrong = next((t for t in triggers if not probe.allows(t)), None)
+        # The end of an answer is allowed where a grammar is complete, but it is no word that one could read.
+        wrong = next((t for t in triggers if vocabulary.ends(t) or not probe.allows(t)), None)
     finally:
         probe.close()
     if wrong is not None:
