@@ -38,6 +38,7 @@ Endpoint = Callable[[Service, Request], Awaitable[Response]]
 
 def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIApp:
     app = FastAPI(title="corral server", docs_url=None, redoc_url=None)
+    app.state.quiet_seconds = supervisor.settings.quiet_seconds
     service = Service(supervisor)
     started = int(time.time())
 

@@ -29,6 +29,8 @@ class Settings:
     ports_file: Path | None = None
     grace_seconds: float = 30.0
     load_timeout: float = 120.0
+    quiet_seconds: float = 15.0
+    """After so long without an event a stream gets a comment: proxies cut what says nothing, often after 60 s, and a long prompt may take longer."""
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
@@ -64,5 +66,6 @@ def read_settings(env: Mapping[str, str] | None = None) -> Settings:
         ports_file=path("CORRAL_PORTS_FILE"),
         grace_seconds=number("CORRAL_GRACE_SECONDS", Settings.grace_seconds),
         load_timeout=number("CORRAL_LOAD_TIMEOUT_SECONDS", Settings.load_timeout),
+        quiet_seconds=number("CORRAL_STREAM_QUIET_SECONDS", Settings.quiet_seconds),
         environ=dict(env),
     )

@@ -34,6 +34,19 @@ async def test_a_request_goes_through_unchanged(stand):
         assert "mine" not in sent["authorization"]
 
 
+async def test_a_pod_hears_that_no_comments_are_wanted_and_nothing_else_of_ours_that_a_client_made_up(stand):
+    async with Pod() as pod:
+        stand.directory.put_model(model())
+        stand.directory.put_replica(pod.view())
+        body = {"model": "small", "messages": []}
+        for headers in ({"x-corral-hold": "Silent", "x-corral-served-name": "models/other"}, {"x-corral-hold": "loud"}):
+            async with stand.client.post(stand.url + "/v1/chat/completions", json=body, headers=headers) as response:
+                assert response.status == 200
+    first, second = (sent for _, _, sent, _ in pod.seen)
+    assert (first["x-corral-hold"], first["x-corral-served-name"]) == ("silent", "models/small")
+    assert "x-corral-hold" not in second
+
+
 async def test_a_stream_arrives_as_it_is_sent(stand):
     async with Pod() as pod:
         pod.chunks = [b"data: %d\n\n" % number for number in range(200)]

@@ -352,6 +352,8 @@ class Exchange:
         lines = [request.method, b" ", request.target, self.gateway.prefix_of(grant.replica), self.request_id, b"\r\n", route.lines]
         if self.counts_tokens:
             lines.append(b"x-corral-usage: 1\r\n")
+        if request.known.get(b"x-corral-hold", b"").lower() == b"silent":
+            lines.append(b"x-corral-hold: silent\r\n")  # the pod's stream says nothing either, while a long prompt is read
         if self.body is not None:
             lines.append(b"content-length: %d\r\n" % self.body.size)
         if self.span is None or self.gateway.tracing is None:

@@ -1,6 +1,7 @@
 """What all answers share: ids, usage, timings, and sending events as they come."""
 
 import asyncio
+import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable
@@ -110,16 +111,25 @@ def wants_usage(request: Request) -> bool:
     return request.headers.get(USAGE_HEADER) == "1"
 
 
+def quiet_seconds(request: Request) -> float:
+    """How long a stream may say nothing; for ever when the client wants no comments."""
+    return math.inf if request.headers.get("x-corral-hold", "").lower() == "silent" else float(request.app.state.quiet_seconds)
+
+
 class EventStream(Response):
     """Server-sent events from an iterator of byte blocks; ends the iterator when the client is gone.
 
-    With `usage`, which the iterator fills, a gateway that asked for the counts gets them in a last comment.
+    With `usage`, which the iterator fills, a gateway that asked for the counts gets them in a last comment. While there is nothing to say, as
+    during a long prompt, comments keep the connection alive, unless the client wants none (`x-corral-hold: silent`).
     """
 
-    def __init__(self, blocks: AsyncIterator[bytes], request: Request | None = None, usage: Usage | None = None) -> None:
+    def __init__(self, blocks: AsyncIterator[bytes], request: Request, usage: Usage | None = None) -> None:
         super().__init__(media_type="text/event-stream; charset=utf-8", headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         self._blocks = blocks
-        self._usage = usage if request is not None and wants_usage(request) else None
+        self._usage = usage if wants_usage(request) else None
+        self._quiet = quiet_seconds(request)
+        self._blocks_sent = 0
+        self._over = False
 
     def init_headers(self, headers: Any = None) -> None:
         super().init_headers(headers)
@@ -129,20 +139,23 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         producer = asyncio.create_task(self._produce(send))
         watcher = asyncio.create_task(_disconnected(receive))
+        alive = asyncio.create_task(self._keep_alive(send))
         try:
             await asyncio.wait({producer, watcher}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (producer, watcher):
+            for task in (producer, watcher, alive):
                 if not task.done():
                     task.cancel()
-            results = await asyncio.gather(producer, watcher, return_exceptions=True)
+            results = await asyncio.gather(producer, watcher, alive, return_exceptions=True)
         if isinstance(results[0], Exception):
             raise results[0]
 
     async def _produce(self, send: Send) -> None:
         try:
             async for block in self._blocks:
+                self._blocks_sent += 1
                 await send({"type": "http.response.body", "body": block, "more_body": True})
+            self._over = True
             last = (
                 b": corral-usage %d,%d\n\n" % (self._usage.prompt, self._usage.completion) if self._usage is not None and self._usage.prompt else b""
             )
@@ -151,6 +164,13 @@ class EventStream(Response):
             close = getattr(self._blocks, "aclose", None)
             if close is not None:
                 await close()
+
+    async def _keep_alive(self, send: Send) -> None:
+        while not (self._over or math.isinf(self._quiet)):
+            before = self._blocks_sent
+            await asyncio.sleep(self._quiet)
+            if self._blocks_sent == before and not self._over:
+                await send({"type": "http.response.body", "body": b": still working\n\n", "more_body": True})
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

@@ -1,6 +1,7 @@
 """Running one or more answers in the engine for a request, whatever shape they are then given."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from starlette.requests import Request
 
 from corral_server.channel import Message
 from corral_server.engine_client import EngineClient, Stream
-from corral_server.openai.answers import unless_gone
+from corral_server.openai.answers import quiet_seconds, unless_gone
 
 
 @dataclass
@@ -30,13 +31,13 @@ class Finished:
 
 @dataclass
 class Begun:
-    """Events that have come, and those still to come."""
+    """Events that have come, or will soon, and those after them."""
 
-    first: list[tuple[int, Message]]
+    first: "asyncio.Task[list[tuple[int, Message]]]"
     rest: AsyncIterator[list[tuple[int, Message]]]
 
     async def batches(self) -> AsyncIterator[list[tuple[int, Message]]]:
-        yield self.first
+        yield await self.first
         async for batch in self.rest:
             yield batch
 
@@ -127,13 +128,23 @@ async def _collect(stream: Stream) -> Finished:
 
 
 async def begin(request: Request, generation: Generation) -> Begun:
-    """The stream of a generation once it has begun, so that an early failure still gets its real status."""
+    """The stream of a generation once it has begun, so that an early failure still gets its real status.
+
+    A prompt that takes long to read is waited for as long as a stream may say nothing; then its answer begins, and comments tell that it lives.
+    """
     events = generation.events()
+    first = asyncio.create_task(_first_of(events))
+    quiet = quiet_seconds(request)
     try:
-        return Begun(await unless_gone(request, _first_of(events)), events)
+        await unless_gone(request, asyncio.wait({first}, timeout=None if math.isinf(quiet) else quiet))
+        if first.done():
+            first.result()
     except BaseException:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
         generation.close()
         raise
+    return Begun(first, events)
 
 
 async def _first_of(events: AsyncIterator[list[tuple[int, Message]]]) -> list[tuple[int, Message]]:
