@@ -43,7 +43,7 @@ async def test_a_pod_hears_that_no_comments_are_wanted_and_nothing_else_of_ours_
             async with stand.client.post(stand.url + "/v1/chat/completions", json=body, headers=headers) as response:
                 assert response.status == 200
     first, second = (sent for _, _, sent, _ in pod.seen)
-    assert (first["x-corral-hold"], first["x-corral-served-name"]) == ("silent", "models/small")
+    assert (first["x-corral-hold"], first["x-corral-served-name"]) == ("silent", "small")
     assert "x-corral-hold" not in second
 
 
