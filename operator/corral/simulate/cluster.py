@@ -215,7 +215,7 @@ class Cluster:
             supervisor.admitting = False
             supervisor.draining = True
             supervisor.bump()
-        if not self.partitioned(record.node):
+        if not self.nodes[record.node].gone:  # a kubelet that cannot be reached ends it when it hears of it again
             self.timeline.after(grace * 0.5 * (1 + self.random(f"grace {uid}").random()), self._gone, key, uid)
 
     def _gone(self, key: str, uid: str) -> None:
