@@ -15,12 +15,11 @@ def test_a_cold_model_streams_through_the_front_door(world: World, front_doors: 
     address, host = front_doors[way]
     world.apply(deployment("alpaca", world.sources["alpaca"]))
     world.wait_ready("alpaca")
-    client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=120, max_retries=0, default_headers={"Host": host})
-    pieces = [
-        chunk.choices[0].delta.content or ""
-        for chunk in client.chat.completions.create(model="alpaca", messages=[{"role": "user", "content": "Who?"}], stream=True, max_tokens=16)
-        if chunk.choices
-    ]
+    with (
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=120, max_retries=0, default_headers={"Host": host}) as client,
+        client.chat.completions.create(model="alpaca", messages=[{"role": "user", "content": "Who?"}], stream=True, max_tokens=16) as answer,
+    ):
+        pieces = [chunk.choices[0].delta.content or "" for chunk in answer if chunk.choices]
     assert "".join(pieces).strip() == "I am alpaca."
     assert len([p for p in pieces if p]) > 1
     assert threading.active_count() < 50

@@ -125,17 +125,17 @@ def test_nobody_gets_in_without_a_key(make_key: Callable[..., Asker], world: Wor
     for wrong in ("none", good.key[:-1] + "?", good.key.replace("team-a", "team-b")):
         assert Asker(world, wrong).refused("alpaca") == (401, "invalid_api_key")
     headers = {"Host": world.host}
-    with pytest.raises(anthropic.AuthenticationError) as caught:
-        anthropic.Anthropic(base_url=world.gateway, api_key="none", max_retries=0, default_headers=headers).messages.create(
-            model="alpaca", max_tokens=8, messages=[{"role": "user", "content": "hello"}]
-        )
+    with (
+        anthropic.Anthropic(base_url=world.gateway, api_key="none", max_retries=0, default_headers=headers) as asking,
+        pytest.raises(anthropic.AuthenticationError) as caught,
+    ):
+        asking.messages.create(model="alpaca", max_tokens=8, messages=[{"role": "user", "content": "hello"}])
     assert caught.value.body["error"]["type"] == "authentication_error"  # type: ignore[index,call-overload]
     assert not world.loaded()  # nothing was woken
     assert httpx2.get(f"{world.gateway}/health", headers=headers, timeout=5).status_code == 200
     assert good.ask("alpaca") == "I am alpaca."
-    message = anthropic.Anthropic(base_url=world.gateway, api_key=good.key, max_retries=0, default_headers=headers).messages.create(
-        model="alpaca", max_tokens=16, messages=[{"role": "user", "content": "Who are you?"}]
-    )
+    with anthropic.Anthropic(base_url=world.gateway, api_key=good.key, max_retries=0, default_headers=headers) as asking:
+        message = asking.messages.create(model="alpaca", max_tokens=16, messages=[{"role": "user", "content": "Who are you?"}])
     assert message.content[0].text.strip() == "I am alpaca."  # type: ignore[union-attr]
 
 

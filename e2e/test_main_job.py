@@ -132,8 +132,9 @@ def test_a_busy_models_turn_ends_when_another_has_waited_long_enough(world: Worl
 
 
 def test_every_answer_has_the_headers_of_its_way(world: World, trio):
-    answer = client(world).chat.completions.with_raw_response.create(model="alpaca", messages=[{"role": "user", "content": "Who?"}])
+    with client(world) as asking:
+        answer = asking.chat.completions.with_raw_response.create(model="alpaca", messages=[{"role": "user", "content": "Who?"}])
+        assert answer.parse().model == "alpaca"
     assert answer.headers["x-corral-model"] == "models/alpaca"
     assert answer.headers["x-corral-replica"].startswith("alpaca-")
     assert answer.headers["x-request-id"]
-    assert answer.parse().model == "alpaca"
