@@ -103,7 +103,7 @@ events {{ worker_connections 16384; }}
 http {{ access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/f;
  uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
  upstream pod {{ server 127.0.0.1:{pod}; keepalive 64; }}
- server {{ listen 127.0.0.1:{port} backlog=4096; client_max_body_size 0; client_body_buffer_size 1m;
+ server {{ listen 127.0.0.1:{port} backlog=4096; keepalive_requests 100000000; client_max_body_size 0; client_body_buffer_size 1m;
   location / {{ proxy_pass http://pod; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; }} }} }}"""
     )
     return Proxy("nginx", start(stack, ["nginx", "-c", str(folder / "nginx.conf")], "0"), port)
