@@ -99,7 +99,7 @@ async def test_a_client_that_pipelines_and_leaves(stand, pod):
 
 async def test_headers_that_are_ours_or_for_one_hop_do_not_pass(stand, pod):
     lines = [
-        "x-corral-adapter: evil", "X-Corral-Served-Name: evil", "x-corral-hold: silent", "connection: x-mine, keep-alive", "x-mine: 1",
+        "x-corral-adapter: evil", "X-Corral-Served-Name: evil", "x-corral-hold: loud", "connection: x-mine, keep-alive", "x-mine: 1",
         "te: trailers", "cookie: a=b", "x-api-key: secret", "accept-encoding: gzip", "x-fine: yes",
     ]  # fmt: skip
     async with RawClient(stand.server.port) as client:
