@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,19 @@ def world(whole_world: World, witness: Witness, request: pytest.FixtureRequest) 
     outcome = getattr(request.node, "outcome", None)
     if outcome is not None and outcome.failed:
         _tell(whole_world)
+
+
+@pytest.fixture
+def settings(world: World) -> Iterator[Callable[..., None]]:
+    """Change the pool's policy for one test."""
+    before = world.kubectl.get("mp", "default")["spec"]
+
+    def change(**spec: Any) -> None:
+        world.kubectl.run("patch", "mp", "default", "--type=merge", "-p", json.dumps({"spec": spec}))
+
+    yield change
+    world.remove_models()
+    world.kubectl.run("patch", "mp", "default", "--type=merge", "-p", json.dumps({"spec": before}))
 
 
 @pytest.fixture

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
-import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from e2e.support.ask import ask, stream
 from e2e.support.kubectl import until
 from e2e.support.ledger import quantity
@@ -34,18 +31,6 @@ def told(world: World, name: str, *, margin: int = MARGIN) -> list[str]:
     need = quantity(world.model(name)["status"]["memory"]["required"]) / MIB
     room = CAPACITY - margin
     return explained(done.stdout, {"need": need, "room": room, "rest": room - need, "short": need - room})
-
-
-@pytest.fixture
-def settings(world: World) -> Iterator[Any]:
-    before = world.kubectl.get("mp", "default")["spec"]
-
-    def change(**spec: Any) -> None:
-        world.kubectl.run("patch", "mp", "default", "--type=merge", "-p", json.dumps({"spec": spec}))
-
-    yield change
-    world.remove_models()
-    world.kubectl.run("patch", "mp", "default", "--type=merge", "-p", json.dumps({"spec": before}))
 
 
 def test_fits_now_must_evict_and_waits_for_a_turn(world: World, settings: Any) -> None:

@@ -31,17 +31,8 @@ def two_loaded(world: World):
     world.remove_models()
 
 
-def operators(world: World) -> list[dict[str, Any]]:
-    return world.kubectl.list("pods", SYSTEM, "app.kubernetes.io/component=operator")
-
-
 def operator_ready(world: World) -> None:
     world.kubectl.run("rollout", "status", "deployment", "-n", SYSTEM, "-l", "app.kubernetes.io/component=operator", "--timeout=90s", timeout=100)
-
-
-def kill_operator(world: World) -> None:
-    for pod in operators(world):
-        world.kubectl.delete("pod", pod["metadata"]["name"], "--grace-period=0", "--force", namespace=SYSTEM, wait=False)
 
 
 def commitment(pod: dict[str, Any]) -> str:
@@ -67,7 +58,7 @@ def test_the_operator_is_deleted_in_the_middle_of_a_swap(world: World, witness: 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         answer = pool.submit(ask, world, "alpaca")
         until(moment, lambda: MOMENTS[moment](world, told), 30, every=0.01)
-        kill_operator(world)
+        world.kill_operator()
         assert answer.result(120) == "I am alpaca."
     witness.assert_clean()
     assert len([p for p in world.pods() if commitment(p)]) <= len(world.nodes)
@@ -78,7 +69,7 @@ def test_the_operator_dies_at_any_moment_of_a_swap(world: World, witness: Witnes
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         answer = pool.submit(ask, world, "alpaca")
         time.sleep(delay)
-        kill_operator(world)
+        world.kill_operator()
         assert answer.result(120) == "I am alpaca."
     witness.assert_clean()
 
@@ -129,7 +120,7 @@ def at_rest(world: World) -> dict[str, str]:
 def test_resident_models_answer_while_the_operator_is_down(world: World, two_loaded):
     world.kubectl.run("scale", "deployment", "-n", SYSTEM, "-l", "app.kubernetes.io/component=operator", "--replicas=0")
     try:
-        until("no operator", lambda: not operators(world), 60)
+        until("no operator", lambda: not world.operators(), 60)
         for name in sorted(world.loaded()):
             assert ask(world, name) == f"I am {name}."
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import json
 import threading
 import time
 
@@ -23,19 +22,6 @@ def trio(world: World):
     world.wait_ready(*TRIO)
     yield TRIO
     world.remove_models()
-
-
-@pytest.fixture
-def settings(world: World):
-    """Change the pool's policy for one test."""
-    before = world.kubectl.get("mp", "default")["spec"]
-
-    def change(**spec):
-        world.kubectl.run("patch", "mp", "default", "--type=merge", "-p", json.dumps({"spec": spec}))
-
-    yield change
-    world.remove_models()
-    world.kubectl.run("patch", "mp", "default", "--type=merge", "-p", json.dumps({"spec": before}))
 
 
 def test_three_models_take_the_room_of_two_and_the_least_recently_used_makes_room(world: World, trio):

@@ -68,6 +68,14 @@ class World:
         selector = "app.kubernetes.io/component=server" + (f",corral.dev/model={model}" if model else "")
         return self.kubectl.list("pods", MODELS, selector)
 
+    def operators(self) -> list[dict[str, Any]]:
+        return self.kubectl.list("pods", SYSTEM, "app.kubernetes.io/component=operator")
+
+    def kill_operator(self) -> None:
+        """All of them, without a word."""
+        for pod in self.operators():
+            self.kubectl.delete("pod", pod["metadata"]["name"], "--grace-period=0", "--force", namespace=SYSTEM, wait=False)
+
     def wait_ready(self, *names: str, timeout: float = 120) -> None:
         self.kubectl.run("wait", "md", *names, "-n", MODELS, "--for=condition=Ready", f"--timeout={timeout:g}s", timeout=timeout + 10)
 

@@ -82,10 +82,7 @@ def explain(
 
     objects = _objects(run_dir, kubeconfig)
     models = _in(objects["models"], namespace)
-    found = show.find_model(models, model)
-    if found is None:
-        known = ", ".join(each["metadata"]["name"] for each in models) or "none"
-        _fail(f"there is no ModelDeployment {model}; there are: {known}")
+    found = _model(models, model)
     for line in show.explanation(found, time.time(), objects["pools"], objects["models"]):
         out.print(line, markup=False)
 
@@ -125,7 +122,6 @@ def prefetch(
     run_dir: RunDirOption = None,
 ) -> None:
     """Fetch a model's file into the cache of a node and read it into memory, before anybody asks for the model."""
-    from corral import show  # noqa: PLC0415
     from corral.api.types import format_rounded  # noqa: PLC0415
     from corral.local.client import LocalClient, NotRunningError  # noqa: PLC0415
     from corral.local.rundir import default_run_dir  # noqa: PLC0415
@@ -133,9 +129,7 @@ def prefetch(
     chosen = (run_dir or default_run_dir()).absolute()
     objects = _objects(run_dir, kubeconfig)
     models = _in(objects["models"], namespace)
-    found = show.find_model(models, model)
-    if found is None:
-        _fail(f"there is no ModelDeployment {model}; there are: {', '.join(each['metadata']['name'] for each in models) or 'none'}")
+    found = _model(models, model)
     try:
         here = not kubeconfig and bool(LocalClient(chosen).pid)
     except NotRunningError:
@@ -248,6 +242,15 @@ def _print(lines: Iterable[Text]) -> None:
 
 def _in(models: Sequence[Mapping[str, Any]], namespace: str) -> list[Mapping[str, Any]]:
     return [model for model in models if not namespace or model["metadata"].get("namespace") == namespace]
+
+
+def _model(models: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
+    from corral import show  # noqa: PLC0415
+
+    found = show.find_model(models, name)
+    if found is None:
+        _fail(f"there is no ModelDeployment {name}; there are: {', '.join(each['metadata']['name'] for each in models) or 'none'}")
+    return found
 
 
 def _fail(text: str) -> NoReturn:

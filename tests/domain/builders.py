@@ -8,7 +8,7 @@ from typing import Any
 
 from corral.domain.model import Demand, Device, DeviceKey, DeviceKind, Footprint, Model, Node, Pool, Replica, ReplicaState
 from corral.domain.plan import Action, Plan
-from corral.domain.snapshot import State
+from corral.domain.snapshot import Snapshot, State
 
 GI = 1 << 30
 NOW = 1_750_000_000.0
@@ -99,3 +99,20 @@ def short(action: Action) -> tuple[str, ...]:
 
 def shorts(plan: Plan) -> list[tuple[str, ...]]:
     return [short(each) for each in plan.actions]
+
+
+def rebuilt(snapshot: Snapshot | State, state: State) -> State:
+    """The same content, put into this empty state."""
+    for pool in snapshot.pools.values():
+        state.put_pool(pool)
+    for node in snapshot.nodes.values():
+        state.put_node(node)
+    for device in snapshot.devices.values():
+        state.put_device(device)
+    for each in snapshot.models.values():
+        state.put_model(each)
+    for replica in snapshot.replicas.values():
+        state.put_replica(replica)
+    for key, demand in snapshot.demand.items():
+        state.put_demand(key, demand)
+    return state

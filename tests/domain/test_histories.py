@@ -9,7 +9,7 @@ from random import Random
 from unittest.mock import patch
 
 import pytest
-from tests.domain.builders import GI, NOW, gib, model
+from tests.domain.builders import GI, NOW, gib, model, rebuilt
 
 from corral.domain import eviction, placement
 from corral.domain.decide import decide
@@ -38,23 +38,6 @@ def start() -> State:
     for key in MODELS:
         state.put_model(model(key[2:], 12))
     return state
-
-
-def rebuilt(state: State) -> State:
-    fresh = State()
-    for pool in state.pools.values():
-        fresh.put_pool(pool)
-    for node in state.nodes.values():
-        fresh.put_node(node)
-    for device in state.devices.values():
-        fresh.put_device(device)
-    for each in state.models.values():
-        fresh.put_model(each)
-    for replica in state.replicas.values():
-        fresh.put_replica(replica)
-    for key, demand in state.demand.items():
-        fresh.put_demand(key, demand)
-    return fresh
 
 
 # One step each.
@@ -221,7 +204,7 @@ def test_a_state_of_any_age_decides_what_a_new_one_decides(seed):
         now += chance.choice((0, 0, 0, 1, 20, 60, -30))
         plan = decide(state.snapshot(), now)
         with nothing_kept():
-            anew = decide(rebuilt(state).snapshot(), now)
+            anew = decide(rebuilt(state, State()).snapshot(), now)
         assert plan.actions == anew.actions, f"step {number}: {step.__name__}"
         assert list(told(plan)) == list(told(anew)), f"step {number}: {step.__name__}"
         assert (plan.turns, plan.wake_at) == (anew.turns, anew.wake_at), f"step {number}: {step.__name__}"

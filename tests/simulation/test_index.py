@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.domain.builders import rebuilt
 
 from corral.domain.decide import decide
 from corral.domain.index import Index
@@ -20,20 +21,8 @@ class Everything(Index):
         return sorted(self.everybody)
 
 
-def rebuilt(snapshot) -> State:
-    state = State(index=Everything())
-    for pool in snapshot.pools.values():
-        state.put_pool(pool)
-    for node in snapshot.nodes.values():
-        state.put_node(node)
-    for device in snapshot.devices.values():
-        state.put_device(device)
-    for model in snapshot.models.values():
-        state.put_model(model)
-    for replica in snapshot.replicas.values():
-        state.put_replica(replica)
-    for key, demand in snapshot.demand.items():
-        state.put_demand(key, demand)
+def looking_at_all(snapshot) -> State:
+    state = rebuilt(snapshot, State(index=Everything()))
     state.index.everybody = tuple({*snapshot.models, *snapshot.by_model})
     return state
 
@@ -48,7 +37,7 @@ def test_a_narrow_look_decides_what_a_full_look_decides(seed):
         looked += 1
         if looked % 3:
             return
-        fresh = rebuilt(snapshot)
+        fresh = looking_at_all(snapshot)
         full = decide(fresh.snapshot(), now)
         assert full.actions == plan.actions
         assert full.turns == plan.turns

@@ -1,7 +1,6 @@
 """What all answers share: ids, usage, timings, and sending events as they come."""
 
 import asyncio
-import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable
@@ -111,9 +110,9 @@ def wants_usage(request: Request) -> bool:
     return request.headers.get(USAGE_HEADER) == "1"
 
 
-def quiet_seconds(request: Request) -> float:
-    """How long a stream may say nothing; for ever when the client wants no comments."""
-    return math.inf if request.headers.get("x-corral-hold", "").lower() == "silent" else float(request.app.state.quiet_seconds)
+def quiet_seconds(request: Request) -> float | None:
+    """How long a stream may say nothing; None: for ever, the client wants no comments."""
+    return None if request.headers.get("x-corral-hold", "").lower() == "silent" else float(request.app.state.quiet_seconds)
 
 
 class EventStream(Response):
@@ -166,7 +165,7 @@ class EventStream(Response):
                 await close()
 
     async def _keep_alive(self, send: Send) -> None:
-        while not (self._over or math.isinf(self._quiet)):
+        while self._quiet is not None and not self._over:
             before = self._blocks_sent
             await asyncio.sleep(self._quiet)
             if self._blocks_sent == before and not self._over:

@@ -1,7 +1,6 @@
 """Running one or more answers in the engine for a request, whatever shape they are then given."""
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -134,9 +133,8 @@ async def begin(request: Request, generation: Generation) -> Begun:
     """
     events = generation.events()
     first = asyncio.create_task(_first_of(events))
-    quiet = quiet_seconds(request)
     try:
-        await unless_gone(request, asyncio.wait({first}, timeout=None if math.isinf(quiet) else quiet))
+        await unless_gone(request, asyncio.wait({first}, timeout=quiet_seconds(request)))
         if first.done():
             first.result()
     except BaseException:
