@@ -51,7 +51,7 @@ class Sample:
 @contextlib.contextmanager
 def corral(model: Path, threads: int, slots: int, cells: int) -> Iterator[Target]:
     with tempfile.TemporaryDirectory() as folder:
-        engine = {"threads": threads, "slots": slots, "kvTokens": cells, "promptCache": {"keepOnSleep": False}}
+        engine = {"threads": threads, "slots": slots, "kvTokens": cells}
         with Server(model.resolve().as_uri(), Path(folder), engine=engine) as server:
             server.load()
             yield Target("corral", server.inference_url, server.bearer("infer", lifetime=86_400), server.process.pid)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corral_server.engine.scheduling import IdleSlot, Rewind, choose_slot, common_prefix, fits, reusable
+from corral_server.engine.scheduling import MINIMUM, REST, IdleSlot, Rewind, choose_slot, common_prefix, fits, outstayed, reusable
 
 PLAIN = Rewind()
 
@@ -54,3 +54,11 @@ def test_a_request_waits_for_cells_unless_it_is_alone():
     assert fits(100, [], 100, 64)
     assert fits(100, [20], 16, 64)
     assert not fits(100, [20], 17, 64)
+
+
+def test_a_rested_sequence_gives_its_cells_up_when_it_can_be_had_again():
+    assert outstayed(500, REST, saved=True)
+    assert outstayed(MINIMUM - 1, REST, saved=False)
+    assert not outstayed(500, REST, saved=False)
+    assert not outstayed(500, REST / 2, saved=True)
+    assert not outstayed(0, REST, saved=True)

@@ -1,5 +1,6 @@
 """The prompt cache over a sleep, and rewinds: what is taken from a cache has to mean the same as a fresh evaluation."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,3 +134,14 @@ def test_nothing_is_left_when_the_server_ends(tmp_path: Path):
         while not saved(server):
             server.status()
     assert not (tmp_path / "cache" / "states").exists() or not saved(server)
+
+
+def test_a_saved_conversation_leaves_the_cells_to_others_and_comes_back(server: Server):
+    tokens = tokens_of(server, "A third tale. " + "".join(WORDS[40:]))[:300]
+    ask_until_saved(server, tokens)
+    deadline = time.monotonic() + 60
+    while (held := max(slot.get("n_past", 0) for slot in server.http.get("/slots").json())) >= 300 and time.monotonic() < deadline:
+        ask(server, tokens_of(server, "Hello"))
+    assert held < 300
+    _, timings = ask(server, [*tokens, *tokens[:5]])
+    assert timings["cache_n"] == 300

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+MINIMUM = 64
+"""Tokens under which evaluating is cheaper than keeping."""
+
 
 @dataclass(frozen=True)
 class Rewind:
@@ -108,3 +111,14 @@ def choose_source(others: Sequence[IdleSlot], wanted: Sequence[int], rewind: Rew
 def fits(cells: int, active: Sequence[int], wanted: int, headroom: int) -> bool:
     """Whether a request of `wanted` tokens may start beside the active ones: a lone request always may."""
     return not active or sum(active) + wanted + headroom <= cells
+
+
+REST = 5.0
+"""Seconds for which an idle sequence keeps its cells beside others: programs ask again within them, people take longer."""
+
+
+def outstayed(held: int, rested: float, *, saved: bool) -> bool:
+    """Whether an idle sequence gives its cells up when another request begins: whoever generates attends past them at every token. Only where
+    bringing it back costs little, because it is saved or so short that it is not worth saving.
+    """
+    return held > 0 and rested >= REST and (saved or held < MINIMUM)

@@ -3,6 +3,7 @@
 Owns every call that changes the context's memory outside of a decode. Decisions are `scheduling`'s.
 """
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ class Slot:
     adapters: AdapterSet = ()
     job: Job | None = None
     last_used: int = 0
+    rests_since: float = 0.0
     checkpoints: list[Checkpoint] = field(default_factory=list)
 
     @property
@@ -67,6 +69,7 @@ class Sequences:
             kept = self._share(slot, job, kept)
             kept = self._restore(slot, job, kept)
         slot.job = job
+        self._release_rested()
         self.make_room(len(job.tokens) - kept)
         return slot, kept
 
@@ -99,6 +102,14 @@ class Sequences:
             free += len(slot.held)
             self.keep(slot, 0)
 
+    def _release_rested(self) -> None:
+        now = time.monotonic()
+        for slot in self.slots:
+            if slot.job is None and slot.held:
+                saved = self._states is not None and self._states.knows(slot.held, slot.adapters)
+                if scheduling.outstayed(len(slot.held), now - slot.rests_since, saved=saved):
+                    self.keep(slot, 0)
+
     def drop_idle(self) -> bool:
         """Whether there was anything to drop."""
         dropped = [s for s in self.slots if s.job is None and s.held]
@@ -118,6 +129,7 @@ class Sequences:
         slot.job = None
         self._clock += 1
         slot.last_used = self._clock
+        slot.rests_since = time.monotonic()
         if self._states is not None and slot not in self.unsaved:
             self.unsaved.append(slot)
 
@@ -147,7 +159,10 @@ class Sequences:
             return kept
         self.keep(slot, 0)
         L.llama_memory_seq_cp(self._memory, source.id, slot.id, 0, source.length)
-        slot.held = self.slots[source.id].held[: source.length]
+        lender = self.slots[source.id]
+        # A beginning that others share is in use.
+        lender.rests_since = time.monotonic()
+        slot.held = lender.held[: source.length]
         return source.length
 
     def _restore(self, slot: Slot, job: Job, kept: int) -> int:

@@ -25,9 +25,6 @@ from corral_server.engine.library import L
 _MAGIC = b"CRLSTAT3"
 _HEAD = struct.Struct("<8s32sQII32s")
 _PART = struct.Struct("<QQ")
-MINIMUM = 64
-"""Tokens under which evaluating is cheaper than keeping."""
-
 
 @dataclass
 class Entry:
@@ -63,7 +60,7 @@ class StateStore:
     def save(self, context: Any, sequence: int, tokens: Sequence[int], checkpoints: Sequence[Checkpoint] = (), *, adapters: AdapterSet = ()) -> None:
         """Keep a sequence as it is now; what it continues is dropped, the least recently used give way."""
         size = L.llama_state_seq_get_size_ext(context, sequence, 0)
-        if len(tokens) < MINIMUM or not 0 < size <= self._limit or self.knows(tokens, adapters):
+        if len(tokens) < scheduling.MINIMUM or not 0 < size <= self._limit or self.knows(tokens, adapters):
             return
         kept = list(checkpoints)
         while size + sum(len(c.data) for c in kept) > self._limit:
