@@ -26,6 +26,7 @@ _MAGIC = b"CRLSTAT3"
 _HEAD = struct.Struct("<8s32sQII32s")
 _PART = struct.Struct("<QQ")
 
+
 @dataclass
 class Entry:
     path: Path
