@@ -19,7 +19,7 @@ from corral_server.download.get import Where
 from corral_server.download.header import HeaderBytes, read_header
 from corral_server.download.sources import split_parts
 from corral_server.kv_layers import kv_shares
-from corral_server.overhead import overhead_bytes
+from corral_server.overhead import beside_bytes, overhead_bytes
 from corral_server.reasons import UNSUPPORTED_MODEL, UNSUPPORTED_SOURCE, Failure
 from corral_server.settings import Settings
 from corral_server.spec import ServerSpec, parse_spec
@@ -61,19 +61,25 @@ def estimate(source: str, spec_text: str, settings: Settings) -> dict[str, Any]:
     )
     parts = [read_header(part, where) for part in split_parts(spec.source)]
     adapters = sum(read_header(adapter.source, where).file_bytes for adapter in spec.engine.adapters)
+    draft = spec.engine.draft_source
+    draft_parts = [read_header(part, where) for part in split_parts(draft)] if draft else []
     with tempfile.TemporaryDirectory(prefix="corral-estimate-") as folder:
-        path = _sparse(parts, spec, Path(folder))
-        probed = _probe(path, parts, spec, spec_document.get("engine") or {})
+        order = _order(parts, spec.source, Path(folder) / "model")
+        order["engine"] = spec_document.get("engine") or {}
+        if draft:
+            order["draft"] = _order(draft_parts, draft, Path(folder) / "draft")
+        probed = _probe(order)
     return _result(spec, parts, probed, adapters)
 
 
-def _names(spec: ServerSpec) -> list[str]:
-    return [re.split(r"[@?]", p)[0].rsplit("/", 1)[-1] for p in split_parts(spec.source)]
+def _names(source: str) -> list[str]:
+    return [re.split(r"[@?]", p)[0].rsplit("/", 1)[-1] for p in split_parts(source)]
 
 
-def _sparse(parts: list[HeaderBytes], spec: ServerSpec, folder: Path) -> Path:
+def _sparse(parts: list[HeaderBytes], source: str, folder: Path) -> Path:
     """Files of the full size that hold nothing but their headers."""
-    names = _names(spec)
+    names = _names(source)
+    folder.mkdir()
     for name, part in zip(names, parts, strict=True):
         file = folder / (name if len(parts) > 1 else "model.gguf")
         file.write_bytes(part.data)
@@ -81,15 +87,19 @@ def _sparse(parts: list[HeaderBytes], spec: ServerSpec, folder: Path) -> Path:
     return folder / (names[0] if len(parts) > 1 else "model.gguf")
 
 
-def _probe(path: Path, parts: list[HeaderBytes], spec: ServerSpec, engine: Mapping[str, Any]) -> dict[str, Any]:
-    order = {
+def _order(parts: list[HeaderBytes], source: str, folder: Path) -> dict[str, Any]:
+    path = _sparse(parts, source, folder)
+    return {
         "path": str(path),
-        "source": spec.source,
-        "engine": engine,
+        "source": source,
         "headerBytes": len(parts[0].data),
         "fileBytes": parts[0].file_bytes,
-        "others": [[str(path.parent / name), len(part.data)] for name, part in zip(_names(spec)[1:], parts[1:], strict=True)],
+        "others": [[str(folder / name), len(part.data)] for name, part in zip(_names(source)[1:], parts[1:], strict=True)],
     }
+
+
+def _probe(order: dict[str, Any]) -> dict[str, Any]:
+    source = order["source"]
     try:
         done = subprocess.run(
             [sys.executable, "-m", "corral_server.probe"],
@@ -101,13 +111,13 @@ def _probe(path: Path, parts: list[HeaderBytes], spec: ServerSpec, engine: Mappi
             preexec_fn=_limit,
         )
     except subprocess.TimeoutExpired:
-        raise Failure(UNSUPPORTED_MODEL, f"{spec.source}: llama.cpp did not finish planning the model within {_TIMEOUT:.0f} s") from None
+        raise Failure(UNSUPPORTED_MODEL, f"{source}: llama.cpp did not finish planning the model within {_TIMEOUT:.0f} s") from None
     if done.returncode != 0:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()[-3:]
-        raise Failure(UNSUPPORTED_MODEL, f"{spec.source}: llama.cpp failed on the header (exit code {done.returncode}): {' | '.join(said)}")
+        raise Failure(UNSUPPORTED_MODEL, f"{source}: llama.cpp failed on the header (exit code {done.returncode}): {' | '.join(said)}")
     result: dict[str, Any] = json.loads(done.stdout)
     if "failed" in result:
-        raise Failure(result["failed"], result["message"] if spec.source in result["message"] else f"{spec.source}: {result['message']}")
+        raise Failure(result["failed"], result["message"] if source in result["message"] else f"{source}: {result['message']}")
     return result
 
 
@@ -121,12 +131,19 @@ def _result(spec: ServerSpec, parts: list[HeaderBytes], probed: dict[str, Any], 
     """`adapters`: the bytes of their files; their tensors lie beside those of the layers that they change."""
     meta, plan, buffers = probed["meta"], probed["plan"], probed["buffers"]
     arch = meta.get("general.architecture", "")
-    overhead = overhead_bytes(probed["vocabulary"], plan["cells"], plan["microBatch"] if plan["pooling"] else spec.engine.slots)
+    overhead = overhead_bytes(probed["vocabulary"], plan["cells"], plan["microBatch"] if plan["pooling"] else plan["outputs"])
     layers, entrance, exit_bytes = _layers(probed["tensors"], probed["layers"])
     layers = [size + adapters // max(len(layers), 1) for size in layers]
-    weights = buffers["weights"] + adapters
     heads = parts[0].header.keys.get(f"{arch}.attention.head_count_kv")
     caches = kv_shares(probed["kvLines"], buffers["kvCache"], probed["layers"], heads)
+    if draft := probed["draft"]:
+        # Its layers go where the model's go, in the same proportions.
+        own, first, last = _layers(draft["tensors"], draft["layers"])
+        layers, caches = _spread(sum(own), layers), _spread(draft["buffers"]["kvCache"], caches)
+        entrance, exit_bytes = entrance + first, exit_bytes + last
+        buffers = {kind: size + draft["buffers"][kind] for kind, size in buffers.items()}
+        overhead += beside_bytes(draft["vocabulary"], plan["cells"], spec.engine.slots)
+    weights = buffers["weights"] + adapters
     result = {
         "ok": True,
         "architecture": arch,
@@ -151,6 +168,12 @@ def _result(spec: ServerSpec, parts: list[HeaderBytes], probed: dict[str, Any], 
         mean = [sum(layers) // max(len(layers), 1)] * len(layers)
         result["perLayer"] = _run_lengths(mean, [sum(caches) // max(len(caches), 1)] * len(caches))
     return result
+
+
+def _spread(size: int, onto: list[int]) -> list[int]:
+    """The layers with `size` bytes more in all, as evenly as whole bytes go."""
+    share, rest = divmod(size, max(len(onto), 1))
+    return [each + share + (rest if index == len(onto) - 1 else 0) for index, each in enumerate(onto)]
 
 
 def _layers(sizes: Mapping[str, int], count: int) -> tuple[list[int], int, int]:

@@ -17,3 +17,8 @@ def overhead_bytes(vocabulary: int, cells: int, output_rows: int) -> int:
     """`output_rows`: how many tokens of a batch have outputs; llama.cpp keeps a row of logits for each on the host, also where nobody reads them."""
     rows = (output_rows + _WORKING_ROWS) * vocabulary * 4
     return BASE + vocabulary * PER_TOKEN_OF_VOCABULARY + cells * PER_CELL + rows
+
+
+def beside_bytes(vocabulary: int, cells: int, output_rows: int) -> int:
+    """Of a second model in the same process, which guesses for the first."""
+    return vocabulary * PER_TOKEN_OF_VOCABULARY + cells * PER_CELL + (output_rows + 1) * vocabulary * 4

@@ -120,6 +120,8 @@ def parse_engine(raw_value: object, path: str = "engine") -> EngineSpec:
         if not math.isfinite(scale):
             raise _bad(f"{where}.scale", entry.get("scale"), 'a number such as "1.0"')
         adapters.append(Adapter(name, source, scale))
+    if draft.get("ngram") and draft.get("source"):
+        raise _bad(f"{path}.draft", draft, "an object with source or with ngram, not with both")
     if len({a.name for a in adapters}) < len(adapters):
         raise _bad(f"{path}.adapters", [a.name for a in adapters], "a list in which each name comes once")
     return EngineSpec(
@@ -173,9 +175,6 @@ def parse_spec(text: str) -> ServerSpec:
 
 def _refuse_unserved(spec: ServerSpec) -> None:
     """Settings that this server cannot honour are an error: a model without its adapter or its eyes is not the model that was asked for."""
-    for field_name, given, what in (
-        ("model.projector", spec.projector, "images and audio"),
-        ("engine.draft.source", spec.engine.draft_source, "a draft model"),
-    ):
+    for field_name, given, what in (("model.projector", spec.projector, "images and audio"),):
         if given:
             raise Failure(INVALID_ENGINE_SETTINGS, f"{field_name} is set, but this server does not support {what} yet; remove it")

@@ -12,7 +12,7 @@ from typing import Any
 
 from corral_server import machine
 from corral_server.download.keep import keys
-from corral_server.download.runner import ModelFile, download
+from corral_server.download.needed import Files, download_needed
 from corral_server.download.warm import warm
 from corral_server.engine.plan import thread_count
 from corral_server.engine_client import EngineClient, EngineError
@@ -52,8 +52,7 @@ class Supervisor:
         self.rendering = Rendering(self.nursery)
         self.engine: EngineClient | None = None
         self.path = ""
-        self._file: ModelFile | None = None
-        self._adapters: list[ModelFile] = []
+        self._files: Files | None = None
         self.states = StatesFolder(settings.cache_dir, settings.pod_uid)
         self._raw_engine = raw_engine
         self._changed = asyncio.Event()
@@ -167,8 +166,7 @@ class Supervisor:
                 self.notify_cheaply()
 
             try:
-                file = await download(self.spec.source, self.spec.sha256, self.spec.cache_key, self.settings, progress)
-                self._adapters = [await download(a.source, "", self.spec.cache_key, self.settings, lambda _: None) for a in self.spec.engine.adapters]
+                files = await download_needed(self.spec, self.settings, progress)
             except Failure as failure:
                 log.warning("download failed: %s", failure)
                 self.life.download_failed(Problem(failure.reason, failure.message, failure.retry, time.time()))
@@ -176,7 +174,8 @@ class Supervisor:
                 if not failure.retry:
                     return
             else:
-                self.path, self._file = file.path, file
+                self._files, file = files, files.model
+                self.path = file.path
                 await self._look_into_cache()
                 self.life.residue = self._residue()
                 self.life.downloaded({"bytes": file.bytes, "path": file.path}, time.monotonic() - begin)
@@ -210,8 +209,8 @@ class Supervisor:
         answer = self.life.wake(order)
         if answer is True:
             self._crashes.clear()
-            for file in (self._file, *self._adapters):
-                if file is not None and file.use is not None:
+            for file in self._files.all if self._files is not None else ():
+                if file.use is not None:
                     file.use.touch()
             self._load_task = self._spawn(self._load(order))
         self.notify()
@@ -238,6 +237,8 @@ class Supervisor:
         return None
 
     async def _load(self, order: Wake) -> None:
+        files = self._files
+        assert files is not None  # noqa: S101  nobody wakes without them
         begin = time.monotonic()
         kills = machine.oom_kills()
         try:
@@ -251,7 +252,8 @@ class Supervisor:
                 {
                     "path": self.path, "engine": self._raw_engine, "devices": list(order.devices), "split": list(order.split),
                     "deviceKind": order.device_kind, "states": str(self.states.path), "threads": self.threads,
-                    "adapters": [{"name": a.name, "path": f.path} for a, f in zip(self.spec.engine.adapters, self._adapters, strict=True)],
+                    "draft": files.draft.path if files.draft is not None else "",
+                    "adapters": [{"name": a.name, "path": f.path} for a, f in zip(self.spec.engine.adapters, files.adapters, strict=True)],
                 }
             )  # fmt: skip
             # The renderer starts while the engine loads.

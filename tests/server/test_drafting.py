@@ -3,11 +3,13 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from tests.server.harness import Server
 from tests.support.greedy import assert_same_or_tied
 from tests.support.models import smollm2
+from tests.support.random_models import Shape, random_model
 
 from corral_server.engine.drafting import MOST, NgramDraft
 
@@ -81,6 +83,51 @@ def test_the_metrics_count_guesses(drafting: Server):
     offered, accepted = (values[f"llamacpp:spec_decode_num_{kind}_tokens_total"] for kind in ("draft", "accepted"))
     assert 0 < accepted <= offered
     assert values["llamacpp:n_decode_total"] > 0
+
+
+WORDS = 49152
+
+
+def guessing(folder: Path, draft: Path, *, model: Path | None = None, **engine: object) -> Server:
+    settings = {"contextLength": 512, "draft": {"source": draft.as_uri()}, **engine}
+    return Server((model or smollm2()).as_uri(), folder, engine=settings)
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """SmolLM2 that guesses for itself."""
+    with guessing(tmp_path_factory.mktemp("twin"), smollm2()) as server:
+        server.load()
+        yield server
+
+
+@pytest.fixture(scope="module")
+def clueless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """SmolLM2 with a draft that knows its words and nothing else."""
+    draft = random_model(Shape("llama", layers=2, width=64, feed_forward=128, vocabulary=WORDS, words_of=smollm2()))
+    with guessing(tmp_path_factory.mktemp("clueless"), draft) as server:
+        server.load()
+        yield server
+
+
+def guesses(answer: dict) -> tuple[int, int]:
+    return answer["timings"].get("draft_n", 0), answer["timings"].get("draft_n_accepted", 0)
+
+
+@pytest.mark.model
+def test_a_model_that_guesses_for_itself_is_nearly_always_right_and_says_the_same(smol: Server, twin: Server):
+    plain = [complete(smol, p, n_probs=2) for p in PROMPTS]
+    every = {"n_probs": 2, "speculative.p_min": 0}
+    alone = [complete(twin, p, **every) for p in PROMPTS]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda p: complete(twin, p, **every), PROMPTS))
+    for without, one, other in zip(plain, alone, together, strict=True):
+        assert_same_or_tied(without, one)
+        assert_same_or_tied(without, other)
+    for answers in (alone, together):
+        offered, accepted = (sum(column) for column in zip(*map(guesses, answers), strict=True))
+        assert accepted > 200
+        assert accepted > 0.95 * offered
 
 
 def test_what_followed_before_is_guessed():

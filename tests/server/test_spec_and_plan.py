@@ -53,7 +53,7 @@ def test_a_broken_specification_is_refused(text: str, says: str):
     ("more", "field"),
     [
         ({"model": {"source": "file:///m", "projector": "file:///p"}}, "model.projector"),
-        ({"engine": {"draft": {"source": "file:///d"}}}, "engine.draft"),
+        ({"engine": {"draft": {"source": "file:///d", "ngram": True}}}, "engine.draft"),
     ],
 )
 def test_what_cannot_be_honoured_is_never_ignored(more: dict, field: str):

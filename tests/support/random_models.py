@@ -36,11 +36,14 @@ class Shape:
     expert_feed_forward: int = 128
     quantised: str = "F16"
     seed: int = 1
+    words_of: Path | None = None
+    """A file whose vocabulary it has, instead of one of bytes; `vocabulary` has to be its size."""
 
 
 def random_model(shape: Shape) -> Path:
     """The path of the file; made once and kept in the cache."""
-    key = hashlib.sha256(repr((2, sorted(asdict(shape).items()))).encode()).hexdigest()[:16]
+    told = {k: v.name if isinstance(v, Path) else v for k, v in asdict(shape).items() if v is not None}
+    key = hashlib.sha256(repr((2, sorted(told.items()))).encode()).hexdigest()[:16]
     return models.cached(f"random-{shape.architecture}-{key}.gguf", lambda target, _: _write(target, shape))
 
 
@@ -151,7 +154,10 @@ LAYERS: dict[str, Callable[[Shape, int], Shapes]] = {
 def _write(target: Path, s: Shape) -> None:
     writer = gguf.GGUFWriter(target, s.architecture)
     _keys(writer, s)
-    _tokenizer(writer, s.vocabulary)
+    if s.words_of is not None:
+        _copy_tokenizer(writer, s.words_of)
+    else:
+        _tokenizer(writer, s.vocabulary)
     random = np.random.default_rng(s.seed)
     final = "token_embd_norm.weight" if s.architecture == "lfm2" else "output_norm.weight"
     _add(writer, random, s, "token_embd.weight", (s.vocabulary, s.width))
@@ -252,3 +258,9 @@ def _tokenizer(writer: gguf.GGUFWriter, vocabulary: int) -> None:
     writer.add_unk_token_id(0)
     writer.add_add_bos_token(value=True)
     writer.add_add_space_prefix(value=False)
+
+
+def _copy_tokenizer(writer: gguf.GGUFWriter, path: Path) -> None:
+    for key, field in gguf.GGUFReader(path).fields.items():
+        if key.startswith("tokenizer."):
+            writer.add_key_value(key, field.contents(), field.types[0], sub_type=field.types[-1] if len(field.types) > 1 else None)

@@ -83,12 +83,14 @@ class Estimates:
 def _digest(server_spec: Mapping[str, Any]) -> str:
     model = server_spec["model"]
     files = []
-    for source in (model["source"], model.get("projector") or ""):
+    engine = server_spec.get("engine") or {}
+    beside = [(engine.get("draft") or {}).get("source") or "", *(each.get("source") or "" for each in engine.get("adapters") or [])]
+    for source in (model["source"], model.get("projector") or "", *beside):
         if source.startswith("file://"):
             with contextlib.suppress(OSError):
                 found = Path(unquote(urlsplit(source).path)).stat()
                 files.append([found.st_size, found.st_mtime_ns])
-    told = json.dumps([_server_stamp(), model, server_spec.get("engine"), files], sort_keys=True)
+    told = json.dumps([_server_stamp(), model, engine, files], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:24]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from corral_server.engine.adapters import AdapterSet, parse_set
 from corral_server.engine.budget import Budget
 from corral_server.engine.chain import Chain
-from corral_server.engine.drafting import NgramDraft
+from corral_server.engine.drafting import Draft, new_draft
 from corral_server.engine.grammar import Grammar
 from corral_server.engine.lines import LineLimits
 from corral_server.engine.sampling import Sampler, SamplingParams
@@ -71,7 +71,7 @@ class Job:
     tells_prompt: bool = False
     tells_progress: bool = False
     lines: LineLimits | None = None
-    draft: NgramDraft | None = None
+    draft: Draft | None = None
     guessed: list[int] = field(default_factory=list)
     """Tokens in this step's batch that nobody has chosen yet."""
 
@@ -116,7 +116,7 @@ def prompt_tokens(raw: Any, vocabulary: Vocabulary, *, add_special: bool, parse_
     return tokens
 
 
-def make_job(raw: dict[str, Any], vocabulary: Vocabulary, context_length: int, *, adapters: int = 0, drafts: bool = False, slots: int = 1) -> Job:
+def make_job(raw: dict[str, Any], vocabulary: Vocabulary, context_length: int, *, adapters: int = 0, drafts: str = "", slots: int = 1) -> Job:
     """A generation job; RefusedError with the reason when it cannot run."""
     tokens = prompt_tokens(raw["prompt"], vocabulary, add_special=raw.get("add_special", True), parse_special=raw.get("parse_special", True))
     if not tokens:
@@ -165,7 +165,7 @@ def make_job(raw: dict[str, Any], vocabulary: Vocabulary, context_length: int, *
         adapters=chosen, slot=slot, crowded=asked is None or asked < 0 or asked > room,
         tells_tokens=bool(raw.get("tells_tokens")), tells_prompt=bool(raw.get("tells_prompt")), tells_progress=bool(raw.get("tells_progress")),
         lines=LineLimits(**raw["lines"]) if raw.get("lines") else None,
-        draft=NgramDraft() if drafts else None,
+        draft=new_draft(drafts, raw.get("draft")),
         scores=PromptScores(max(raw["prompt_probs"], 1)) if raw.get("prompt_probs") is not None else None,
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from corral_server.engine.adapters import AdapterSet, Switch
 from corral_server.engine.aside import Aside
 from corral_server.engine.batch import Batch
 from corral_server.engine.desk import Desk
+from corral_server.engine.drafter import Drafter
 from corral_server.engine.embedding import EmbeddingLoop
 from corral_server.engine.jobs import Job, make_embed_job, make_job
 from corral_server.engine.library import L, floats_at, get_logits_ith
@@ -48,7 +49,7 @@ class _Fed:
 class Loop:
     def __init__(
         self, channel: BlockingChannel, model: Any, context: Any, plan: EnginePlan, vocabulary: Vocabulary, states: StateStore | None,
-        scratch: Path | None = None, cache_limit: int = 256 << 20, adapters: list[Any] | None = None,
+        scratch: Path | None = None, cache_limit: int = 256 << 20, adapters: list[Any] | None = None, drafter: Drafter | None = None,
     ) -> None:  # fmt: skip
         self._channel = channel
         self._context = context
@@ -70,7 +71,9 @@ class Loop:
             context, self._batch, sequences=plan.slots, width=L.llama_model_n_embd_out(model), rank=plan.pooling == "Rank"
         )
         # What a memory has forgotten cannot be taken back, so a wrong guess could not either.
-        self._drafts = plan.drafted > 0 and not self._rewind.recurrent and not self._rewind.window
+        guesses = plan.drafted > 0 and not self._rewind.recurrent and not self._rewind.window
+        self._drafts = "" if not guesses else "model" if drafter else "ngram"
+        self._drafter = drafter
         self._decodes = 0
         self._busy_total = 0
 
@@ -197,7 +200,9 @@ class Loop:
         self._sequences.make_room(len(active))
         # A long prompt beside running answers is fed in smaller pieces, so that their tokens keep coming.
         budget = self._batch.capacity if not generating else min(self._batch.capacity, generating * (1 + self._plan.drafted) + self._plan.micro_batch)
-        guesses = self._drafts
+        guesses = bool(self._drafts)
+        if self._drafter is not None:
+            self._drafter.guess(self._sequences.slots, active)
         while True:
             fed = self._fill(active, budget, guesses=guesses)
             code = self._batch.decode(self._context)

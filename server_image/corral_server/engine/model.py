@@ -57,7 +57,8 @@ def load_model(
     return model
 
 
-def make_context(model: Any, plan: EnginePlan, log: Log, *, threads: int = 1) -> Any:
+def make_context(model: Any, plan: EnginePlan, log: Log, *, threads: int = 1, whole_windows: bool = False) -> Any:
+    """`whole_windows`: sliding windows keep what has left them, so that any length can be gone back to."""
     params = L.llama_context_default_params()
     params.n_ctx = plan.cells
     params.n_batch = plan.batch
@@ -66,7 +67,7 @@ def make_context(model: Any, plan: EnginePlan, log: Log, *, threads: int = 1) ->
     params.n_outputs_max = plan.outputs
     params.n_threads = params.n_threads_batch = threads
     params.kv_unified = True
-    params.swa_full = False
+    params.swa_full = whole_windows
     params.flash_attn_type = plan.flash_attention
     params.type_k = params.type_v = plan.kv_type
     params.embeddings = plan.embeds

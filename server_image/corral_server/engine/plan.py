@@ -93,7 +93,7 @@ def make_plan(spec: EngineSpec, facts: ModelFacts) -> EnginePlan:
         )
     cells = _padded(cells)
     micro = min(spec.micro_batch, cells)
-    drafted = MOST if spec.draft_ngram else 0
+    drafted = MOST if spec.draft_ngram or spec.draft_source else 0
     return EnginePlan(
         context_length=context, cells=cells, slots=spec.slots, batch=min(max(2048, micro), cells), micro_batch=micro,
         outputs=spec.slots * (1 + drafted),

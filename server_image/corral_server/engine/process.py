@@ -6,12 +6,15 @@ Called in a child of the zygote. It initialises llama.cpp's backend itself, so t
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from corral_server.channel import BlockingChannel, Message
 from corral_server.engine.adapters import load_adapters
+from corral_server.engine.draft_model import DraftModel, forgets, open_draft
+from corral_server.engine.drafter import Drafter
 from corral_server.engine.library import L, Log
 from corral_server.engine.loop import Loop
 from corral_server.engine.memory import breakdown
@@ -47,23 +50,17 @@ def main(sock: socket.socket) -> None:
 
 def _load(
     order: Message, channel: BlockingChannel, log: Log
-) -> tuple[Any, Any, EnginePlan, Vocabulary, StateStore | None, Path | None, int, list[Any]]:
+) -> tuple[Any, Any, EnginePlan, Vocabulary, StateStore | None, Path | None, int, list[Any], Drafter | None]:
     on_host = order["deviceKind"] == "host"
     show(order["devices"], on_host=on_host)
     begin = time.perf_counter()
     L.llama_backend_init()
     offload = not on_host and bool(L.llama_supports_gpu_offload())
     engine = parse_engine(order["engine"])
-    last = 0.0
-
-    def progress(value: float) -> None:
-        nonlocal last
-        if value - last >= 0.01:
-            last = value
-            channel.send({"t": "progress", "value": value * 0.9})
-
-    split = order.get("split") if offload else None
-    model = load_model(order["path"], log, gpu_layers=engine.gpu_layers if offload else 0, split=split, progress=progress)
+    files = [order["path"], *([order["draft"]] if order.get("draft") else [])]
+    progress = _progress(channel, [Path(f).stat().st_size for f in files])
+    split, gpu_layers = order.get("split") if offload else None, engine.gpu_layers if offload else 0
+    model = load_model(order["path"], log, gpu_layers=gpu_layers, split=split, progress=progress[0])
     meta = metadata(model)
     plan = make_plan(engine, ModelFacts.of(meta))
     threads = order["threads"]
@@ -71,20 +68,47 @@ def _load(
     adapters = load_adapters(model, order.get("adapters") or [], log)
     context = make_context(model, plan, log, threads=threads)
     vocabulary = Vocabulary(model)
+    draft = None
+    if order.get("draft"):
+        draft = open_draft(order["draft"], model, plan, log, gpu_layers=gpu_layers, split=split, threads=threads, progress=progress[1])
     load_seconds = time.perf_counter() - begin
     begin = time.perf_counter()
-    _warm_up(context, vocabulary)
+    for each in (context, draft.context) if draft else (context,):
+        _warm_up(each, vocabulary)
     warm_seconds = time.perf_counter() - begin
     channel.send(
         {
             "t": "loaded",
-            "model": describe(model, meta, plan, vocabulary) | ({} if on_host or offload else {"warning": NO_GPU}),
-            "memory": breakdown(context),
+            "model": describe(model, meta, plan, vocabulary, draft) | ({} if on_host or offload else {"warning": NO_GPU}),
+            "memory": _memory(context, draft),
             "timings": {"load": load_seconds, "warmup": warm_seconds},
         }
     )
     states, scratch = _states(order, engine, plan, model), _scratch(order, engine, plan)
-    return model, context, plan, vocabulary, states, scratch, engine.prompt_cache_bytes, adapters
+    return model, context, plan, vocabulary, states, scratch, engine.prompt_cache_bytes, adapters, Drafter(draft, vocabulary) if draft else None
+
+
+def _progress(channel: BlockingChannel, sizes: list[int]) -> list[Callable[[float], None]]:
+    """What hears of the load of each file: they count by their sizes, and leave a tenth for what follows."""
+    whole, last = max(sum(sizes), 1), 0.0
+
+    def reporter(before: int, size: int) -> Callable[[float], None]:
+        def report(value: float) -> None:
+            nonlocal last
+            share = (before + value * size) / whole
+            if share - last >= 0.01:
+                last = share
+                channel.send({"t": "progress", "value": share * 0.9})
+
+        return report
+
+    return [reporter(sum(sizes[:i]), size) for i, size in enumerate(sizes)]
+
+
+def _memory(context: Any, draft: DraftModel | None) -> dict[str, int]:
+    held = breakdown(context)
+    beside = breakdown(draft.context) if draft else {}
+    return {kind: size + beside.get(kind, 0) for kind, size in held.items()}
 
 
 def _scratch(order: Message, engine: EngineSpec, plan: EnginePlan) -> Path | None:
@@ -145,7 +169,7 @@ def _warm_up(context: Any, vocabulary: Vocabulary) -> None:
     L.llama_perf_context_reset(context)
 
 
-def describe(model: Any, meta: dict[str, str], plan: EnginePlan, vocabulary: Vocabulary) -> Message:
+def describe(model: Any, meta: dict[str, str], plan: EnginePlan, vocabulary: Vocabulary, draft: DraftModel | None) -> Message:
     arch = meta.get("general.architecture", "")
     templates = {k.removeprefix("tokenizer.chat_template").lstrip("."): v for k, v in meta.items() if k.startswith("tokenizer.chat_template")}
     return {
@@ -156,7 +180,7 @@ def describe(model: Any, meta: dict[str, str], plan: EnginePlan, vocabulary: Voc
         "cells": plan.cells,
         "slots": plan.slots,
         "pooling": plan.pooling,
-        "drafts": plan.drafted > 0,
+        "drafts": "" if not plan.drafted or forgets(model) else "draft-simple" if draft else "ngram-simple",
         "embeddingLength": L.llama_model_n_embd_out(model),
         "vocabulary": vocabulary.size,
         "vocabularyType": vocabulary.kind,

@@ -84,7 +84,7 @@ async def _answer(service: Service, request: Request, body: dict[str, Any], prom
         timings=own.timings, only=_names(body),
         settings=settings(
             sampling, limit=limit, stop=stop, stream=streaming, grammar=constraint.get("grammar", ""),
-            adapters=adapters.get("adapters") or (), timings=own.timings, drafts=bool(service.model.get("drafts")),
+            adapters=adapters.get("adapters") or (), timings=own.timings, drafts=service.model.get("drafts", ""),
         ),
     )  # fmt: skip
     job = {

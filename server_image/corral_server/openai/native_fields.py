@@ -13,7 +13,7 @@ NAMES = (
     "mirostat_eta", "adaptive_target", "adaptive_decay", "dynatemp_range", "dynatemp_exponent", "min_keep", "samplers", "seed", "logit_bias",
     "ignore_eos", "cache_prompt", "lora", "id_slot", "return_progress", "timings_per_token", "n_indent", "t_max_predict_ms", "grammar", "json_schema",
     "reasoning_format", "reasoning_budget_tokens", "thinking_budget_tokens", "reasoning_budget_message", "chat_template_kwargs",
-    "add_generation_prompt", "continue_final_message", "stop",
+    "add_generation_prompt", "continue_final_message", "stop", "speculative.n_max", "speculative.n_min", "speculative.p_min",
 )  # fmt: skip
 """llama.cpp's fields of a chat, which it takes on the endpoints of other APIs too."""
 
@@ -37,7 +37,7 @@ def native_fields(body: Mapping[str, Any]) -> NativeFields:
     for name, least in (("n_keep", -1), ("n_discard", 0), ("n_cache_reuse", 0), ("sse_ping_interval", -1)):
         # Nothing here is ever shifted or cut, and a proxy's patience is the gateway's affair.
         fields.whole(body, name, least, _LONGEST)
-    job: dict[str, Any] = {"slot": slot if slot is not None and slot >= 0 else None}
+    job: dict[str, Any] = {"slot": slot if slot is not None and slot >= 0 else None, "draft": _guesses(body)}
     if progress or timings:
         job["tells_progress"] = True
     if verbose:
@@ -45,3 +45,13 @@ def native_fields(body: Mapping[str, Any]) -> NativeFields:
     if indent or (milliseconds or 0.0) > 0:
         job["lines"] = {"indent": indent, "milliseconds": max(milliseconds or 0.0, 0.0)}
     return NativeFields(progress, timings, verbose, job)
+
+
+def _guesses(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What a request says of the guesses at its answer; without effect where the model makes none."""
+    found = {
+        "most": fields.whole(body, "speculative.n_max", 0, _LONGEST),
+        "least": fields.whole(body, "speculative.n_min", 0, _LONGEST),
+        "sure": fields.number(body, "speculative.p_min", 0, 1, None),
+    }
+    return {name: value for name, value in found.items() if value is not None}

@@ -15,7 +15,7 @@ _BREAKERS = ["\n", ":", '"', "*"]
 
 def settings(
     sampling: Mapping[str, Any], *, limit: int | None = None, stop: Sequence[str] = (), stream: bool = False, grammar: str = "",
-    adapters: Sequence[Sequence[float]] = (), timings: bool = False, drafts: bool = False,
+    adapters: Sequence[Sequence[float]] = (), timings: bool = False, drafts: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """`generation_settings`: what was asked for, and what applies where nothing was."""
     bias = [{"token": _token(t), "bias": b} for t, b in (sampling.get("logit_bias") or {}).items()]
@@ -28,7 +28,7 @@ def settings(
         "n_probs": sampling.get("n_probs", 0), "min_keep": sampling.get("min_keep", 0),
         "grammar": grammar, "grammar_lazy": False, "grammar_triggers": [],
         "preserved_tokens": [], "chat_format": "Content-only", "reasoning_format": "none", "reasoning_in_content": False, "generation_prompt": "",
-        "samplers": sampling.get("samplers") or _ORDER, "speculative.types": "ngram-simple" if drafts else "none", "timings_per_token": timings,
+        "samplers": sampling.get("samplers") or _ORDER, "speculative.types": drafts or "none", "timings_per_token": timings,
         "post_sampling_probs": bool(sampling.get("post_sampling")), "backend_sampling": False,
         "lora": [{"id": int(n), "scale": s} for n, s in adapters],
     }  # fmt: skip

@@ -24,9 +24,9 @@ async def slot_list(service: Service, request: Request) -> Response:
         stream.close()
     if request.query_params.get("fail_on_no_slot") and all(s["processing"] for s in found):
         raise ApiError(503, "unavailable", "no slot available: all of them are answering", headers={"retry-after": "1"})
-    context, drafts = service.model.get("contextLength", 0), bool(service.model.get("drafts"))
+    context, drafts = service.model.get("contextLength", 0), service.model.get("drafts", "")
     defaults = settings(sampling_of({}, service.defaults), drafts=drafts)
-    return json_response([_shape(s, context, defaults, drafts=drafts) for s in found])
+    return json_response([_shape(s, context, defaults, drafts=bool(drafts)) for s in found])
 
 
 def _shape(slot: dict[str, Any], context: int, defaults: dict[str, Any], *, drafts: bool) -> dict[str, Any]:
