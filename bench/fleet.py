@@ -1,7 +1,7 @@
 """How the operator holds at the size of a fleet: a real API server and scheduler, nodes and GPUs that are only objects, and one process that answers
 for every pod's supervisor.
 
-    python bench/fleet.py --nodes 1000 --gpus 8 --models 10000 --resident 4000 --seconds 300
+    python bench/fleet.py --nodes 1000 --gpus 8 --models 10000 --resident 4000 --seconds 300 [--json FILE]
 
 Cold models are asked for, so many at once (`--waiting`) that there is always one to decide upon: first until the GPUs are full, then for `--seconds`
 with an eviction for each. Needs root, for a network namespace of its own, and the programs of e2e/cluster.
@@ -245,6 +245,13 @@ async def run(options: argparse.Namespace, folder: Path) -> int:
     plane = ControlPlane(folder)
     operator = Operator(plane.authority.kubeconfig("operator"), folder)
     rows: list[dict[str, Any]] = []
+    found: dict[str, Any] = {
+        "nodes": size.nodes,
+        "gpus": size.nodes * size.gpus,
+        "models": size.models,
+        "resident": size.resident,
+        "waiting": options.waiting,
+    }
     try:
         plane.start()
         client = await KubeClient.connect(user_agent="fleet", kubeconfig=str(plane.authority.kubeconfig("admin")), request_timeout=60)
@@ -259,6 +266,7 @@ async def run(options: argparse.Namespace, folder: Path) -> int:
         await fleet.start()
         if options.kopf:
             alone = await kopf_alone(plane.authority.kubeconfig("admin"))
+            found["kopf alone MB"] = round(alone / 1e6)
             print(f"kopf alone, holding these objects: {alone / 1e6:.0f} MB", flush=True)
         profile = ["-m", "cProfile", "-o", str(options.profile)] if options.profile else []
         load.top_up()
@@ -268,7 +276,8 @@ async def run(options: argparse.Namespace, folder: Path) -> int:
         while not load.phase.decisions:
             operator.use()
             await asyncio.sleep(0.05)
-        print(f"first decision {time.monotonic() - began:.1f} s after the operator's start", flush=True)
+        found["first decision s"] = round(time.monotonic() - began, 1)
+        print(f"first decision {found['first decision s']} s after the operator's start", flush=True)
         target = options.resident * 9 // 10
 
         def full(phase: Phase) -> bool:
@@ -284,6 +293,9 @@ async def run(options: argparse.Namespace, folder: Path) -> int:
                 f"cold start to first decision: {', '.join(f'{it:.1f}' for it in restarts)} s; median {statistics.median(restarts):.1f} s", flush=True
             )
         wrong = await invariants(client, size, fleet)
+        found |= {"phases": rows, "cold starts": [round(it, 1) for it in restarts], "broken": wrong}
+        if options.json:
+            options.json.write_text(json.dumps(found, indent=1) + "\n")
         print(f"invariants broken, by the API's objects: {wrong or 'none'}", flush=True)
         reporting.cancel()
         await fleet.stop()
@@ -309,13 +321,16 @@ def main() -> int:
     parser.add_argument("--restarts", type=int, default=1, help="cold starts of the operator at the end")
     parser.add_argument("--kopf", action="store_true", help="tell kopf's own memory apart, in a process of its own")
     parser.add_argument("--profile", type=Path, help="a file for the operator's profile (cProfile)")
-    parser.add_argument("--keep", type=Path, help="a folder for logs, kept")
+    parser.add_argument("--keep", type=Path, help="a folder for logs, kept; a new one")
+    parser.add_argument("--json", type=Path, help="a file for the figures")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.inside:
         os.execvp("unshare", ["unshare", "--net", "--mount", "--", sys.executable, __file__, *sys.argv[1:], "--inside"])
     if options.keep:
-        options.keep.mkdir(parents=True, exist_ok=True)
+        if options.keep.exists():
+            parser.error(f"--keep {options.keep}: is there already; another run's API server left its objects in it")
+        options.keep.mkdir(parents=True)
         return asyncio.run(run(options, options.keep.absolute()))
     with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
         return asyncio.run(run(options, Path(folder)))

@@ -7,8 +7,9 @@ from tests.domain.builders import NOW, asleep, cluster, gib, key, loaded, model,
 
 from corral.domain import reasons
 from corral.domain.decide import decide
-from corral.domain.model import Backoff, Blocked, Demand, DeviceKind, Node, Pool, ReplicaState
+from corral.domain.model import Backoff, Blocked, Demand, DeviceKind, Footprint, Node, Pool, ReplicaState
 from corral.domain.plan import Create, Delete, Evict, Load
+from corral.domain.snapshot import State
 
 
 def test_nothing_is_done_for_a_model_at_rest():
@@ -368,3 +369,42 @@ def test_a_full_node_gives_up_the_pod_that_slept_longest():
     assert decide(state.snapshot(), NOW).actions == (), "one leaves already"
     state.remove_replica("m/b-0")
     assert shorts(decide(state.snapshot(), NOW)) == [("Create", "n1/gpu0", "Requested")]
+
+
+def test_a_pod_that_was_made_in_this_wait_is_used_though_a_colder_place_came_up():
+    def contended(*, victim_used: float) -> State:
+        return cluster(
+            {"n1/gpu0": 24, "n2/gpu0": 24},
+            models=[model("hot", 20), model("cold", 20), model("new", 20)],
+            replicas=[
+                loaded("hot-0", "hot", 20, used=victim_used),
+                loaded("cold-0", "cold", 20, node="n2", used=200),
+                asleep("new-0", "new", created=NOW - 4),
+            ],
+            demand={"new": waiting(5)},
+        )
+
+    assert shorts(decide(contended(victim_used=100).snapshot(), NOW)) == [("Evict", "m/hot-0", "Evicted")]
+    # Unless somebody has used since what would have to make way.
+    assert shorts(decide(contended(victim_used=1).snapshot(), NOW)) == [("Create", "n2/gpu0", "Requested")]
+
+
+def test_what_a_newcomer_was_promised_is_left_to_it_while_there_is_another_way():
+    coming = asleep("first-0", "first", created=NOW - 2, state=ReplicaState.DOWNLOADING)
+    state = cluster(
+        {"n1/gpu0": 24, "n2/gpu0": 24},
+        models=[model("first", 20), model("idle", 20), model("second", 20)],
+        replicas=[coming, loaded("idle-0", "idle", 20, node="n2", used=200)],
+        demand={"first": waiting(5), "second": waiting(3)},
+    )
+    assert shorts(decide(state.snapshot(), NOW)) == [("Create", "n2/gpu0", "Requested")]
+    put(state, loaded("idle-0", "idle", 20, node="n2", used=200, in_flight=1))
+    assert shorts(decide(state.snapshot(), NOW)) == [("Create", "n1/gpu0", "Requested")]
+
+
+def test_a_split_newcomer_goes_beside_what_another_was_promised():
+    big = Footprint(weights=gib(40), kv=0, compute=0, layers=((40, gib(1), 0),))
+    models = [model("first", footprint=big, max_devices=2), model("second", footprint=big, max_devices=2)]
+    state = cluster({f"n1/gpu{index}": 24 for index in range(4)}, models=models, demand={"first": waiting(5), "second": waiting(3)})
+    first, second = (action for action in decide(state.snapshot(), NOW).actions if isinstance(action, Create))
+    assert set(first.devices).isdisjoint(second.devices)

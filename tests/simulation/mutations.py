@@ -55,12 +55,7 @@ def drop_a_waiter() -> Iterator[Mutation]:
 
 @contextmanager
 def skip_the_turn() -> Iterator[Mutation]:
-    real = placement.best_option
-
-    def best_option(draft, want, own, finder, search, *, end_turns):
-        return None if end_turns else real(draft, want, own, finder, search, end_turns=False)
-
-    with patch.object(placement, "best_option", best_option):
+    with patch.object(placement, "ended_turn", lambda *_, **__: None):
         yield nothing
 
 

@@ -26,7 +26,10 @@ from corral.domain.model import DeviceKey, DeviceKind, Model, Replica, ReplicaSt
 from corral.domain.places import MOST_SHOWN, Finder, Place, fits_now, fits_soon, foreign_claims, lacks_of, left_over, own_place
 from corral.domain.plan import Create, Delete, Evict, Explanation, Load, Next
 from corral.domain.policy import policy_of
+from corral.domain.policy_lru import last_use
 from corral.domain.waiting import await_turns, pinned_overflow, target
+
+CLOCK_TICK = 1.0  # Kubernetes tells the time of a creation in whole seconds
 
 
 class Want(NamedTuple):
@@ -228,11 +231,18 @@ def _make_room(draft: Draft, want: Want, own: list[Place], finder: Finder, aslee
         return bool(beside) and _create(draft, want, beside[0], asleep)
     pool = draft.pool(model)
     search = Search()
-    option = best_option(draft, want, own, finder, search, end_turns=False)
-    waited = draft.now - want.since >= pool.max_wait
+    # A pod was made in this very wait: whoever then also took what others are promised would send them on to the next place, pod after pod.
+    modest = any(_made_for(want, each) for each in asleep)
+    option = _chosen_before(draft, want, own, search)
+    if option is None:
+        option = _best(draft, want, own, finder, search, end_turns=False, beside_promises=draft.has_wishes)
+    if option is None and not modest and finder.promised:
+        return _create(draft, want, min(finder.promised, key=lambda each: _score(draft, model, each)), asleep)
+    if option is None and not modest and (finder.squeezed or search.squeezed):
+        option = _best(draft, want, own, finder, search, end_turns=False, beside_promises=False)
     if option is None and want.purpose is Purpose.WAITER:
-        if waited:
-            option = best_option(draft, want, own, finder, Search(), end_turns=True)
+        if draft.now - want.since >= pool.max_wait:
+            option = ended_turn(draft, want, own, finder, modest=modest)
         else:
             draft.wake(want.since + pool.max_wait)
     if option is None:
@@ -269,15 +279,36 @@ def _prepare(draft: Draft, want: Want, option: Option, asleep: list[Replica]) ->
     return _create(draft, want, place_, asleep)
 
 
-def best_option(draft: Draft, want: Want, own: Sequence[Place], finder: Finder, search: Search, *, end_turns: bool) -> Option | None:
-    """The cheapest, beside what is promised to newcomers whose files are still on their way; only if there is none, at their cost."""
-    best = _best(draft, want, own, finder, search, end_turns=end_turns, beside_promises=draft.has_wishes)
-    if best is None and (finder.squeezed or search.squeezed):
-        best = _best(draft, want, own, finder, search, end_turns=end_turns, beside_promises=False)
-    return best
+def _made_for(want: Want, replica: Replica) -> bool:
+    """Whether the pod was started in the wait that goes on."""
+    return replica.created >= want.since - CLOCK_TICK
+
+
+def _chosen_before(draft: Draft, want: Want, own: Sequence[Place], search: Search) -> Option | None:
+    """Where a pod was made in this very wait, as long as nobody has used since what makes way there: who always went to the place that is best by now
+    would start pod after pod.
+    """
+    options = []
+    for each in own:
+        if each.own is None or not _made_for(want, each.own):
+            continue
+        found = _option(draft, want, each, search, end_turns=False, beside_promises=False)
+        if found is not None and all(last_use(it.replica) <= each.own.created + CLOCK_TICK for it in found.victims):
+            options.append(found)
+    return min(options, key=lambda it: it.rank, default=None)
+
+
+def ended_turn(draft: Draft, want: Want, own: Sequence[Place], finder: Finder, *, modest: bool) -> Option | None:
+    """The same for whoever waited so long that turns end for it."""
+    search = Search()
+    found = _best(draft, want, own, finder, search, end_turns=True, beside_promises=draft.has_wishes)
+    if found is None and not modest and (finder.squeezed or search.squeezed):
+        found = _best(draft, want, own, finder, search, end_turns=True, beside_promises=False)
+    return found
 
 
 def _best(draft: Draft, want: Want, own: Sequence[Place], finder: Finder, search: Search, *, end_turns: bool, beside_promises: bool) -> Option | None:
+    """The cheapest; `beside_promises`: leaving alone what newcomers are promised that are still on their way."""
     policy = policy_of(draft.pool(want.model).policy)
     best: Option | None = None
     fresh = finder.evictable(end_turns=end_turns, beside_promises=beside_promises)

@@ -66,7 +66,7 @@ def _own_place(draft: Draft, model: Model, footprint: Footprint, replica: Replic
     if replica.committed:
         needs = {key: replica.committed.get(key, 0) for key in keys}
         return Place(keys, devices, needs, _shares(footprint, list(needs.values())), replica)
-    return _place_on(draft, footprint, devices, replica)
+    return _place_on(draft, model.key, footprint, devices, replica)
 
 
 def _shares(footprint: Footprint, sizes: list[int]) -> tuple[float, ...]:
@@ -74,12 +74,13 @@ def _shares(footprint: Footprint, sizes: list[int]) -> tuple[float, ...]:
     return found.shares if found is not None else (1.0,) * len(sizes)
 
 
-def _place_on(draft: Draft, footprint: Footprint, devices: tuple[Device, ...], own: Replica | None, waits: float = 0.0) -> Place | None:
+def _place_on(draft: Draft, model: str, footprint: Footprint, devices: tuple[Device, ...], own: Replica | None, waits: float = 0.0) -> Place | None:
     if len(devices) == 1:
         key = devices[0].key
         return Place((key,), devices, {key: need_on(footprint, devices[0].kind)}, (1.0,), own, waits)
     rooms = [min((room := draft.room(each, own)).now, room.soon) for each in devices]
-    found = split(footprint, rooms) or split(footprint, [each.usable for each in devices])
+    beside = [max(0, room - draft.wished(each.key, model)) for room, each in zip(rooms, devices, strict=True)] if own is None else rooms
+    found = split(footprint, beside) or split(footprint, rooms) or split(footprint, [each.usable for each in devices])
     if found is None:
         return None
     keys = tuple(each.key for each in devices)
@@ -102,6 +103,7 @@ class Finder:
         self.needs = {kind: need_on(footprint, kind) for kind in DeviceKind}  # of one device on its own
         self.least = min(self.needs.values())
         self.squeezed = False  # a place was left out because it is promised
+        self.promised: list[Place] = []  # where it fits now, at the cost of newcomers that are still on their way
         self._taken = taken_by(draft, model)
         self._known: dict[DeviceKey, Place | None] = {}
         self._several: list[Place] | None = None
@@ -136,25 +138,31 @@ class Finder:
             yield from self.draft.snapshot.on_node(name)
 
     def free_now(self) -> list[Place]:
-        """Where it fits as things are: on nodes that have the file, and the tightest fits elsewhere."""
+        """Where it fits as things are, beside what newcomers are promised: on nodes that have the file, and the tightest fits elsewhere."""
         if not self.single:
-            return [each for each in self.several() if fits_now(self.draft, self.model, each)]
+            fits = [each for each in self.several() if fits_now(self.draft, self.model, each)]
+            self.promised = [each for each in fits if self._promised(each)]
+            return [each for each in fits if each not in self.promised]
         found: dict[DeviceKey, Place] = {}
-        promised: list[Place] = []  # to newcomers whose files are still on their way: only if there is nothing else
         for source, most in ((self._near_file(), MOST_NEAR), (self.ranks.free.at_least(self.least), MOST_FITS)):
             count = 0
             for key in source:
                 place_ = self.at(key)
                 if place_ is None or key in found or not fits_now(self.draft, self.model, place_):
                     continue
-                if self.draft.wished(key, self.model.key) > self.draft.room(place_.devices[0]).soon - place_.need:
-                    promised.append(place_)
+                if self._promised(place_):
+                    self.promised.append(place_)
                     continue
                 found[key] = place_
                 count += 1
                 if count >= most:
                     break
-        return list(found.values()) or promised
+        return list(found.values())
+
+    def _promised(self, place_: Place) -> bool:
+        """Whether newcomers that are still on their way were promised what it would take."""
+        draft, name = self.draft, self.model.key
+        return any(draft.wished(each.key, name) > draft.room(each).soon - place_.needs[each.key] for each in place_.devices)
 
     def evictable(self, *, end_turns: bool, beside_promises: bool) -> Iterator[tuple[float, Place]]:
         """Where evictions could make it fit, with a recency below which no victim of this place or a later one can be.
@@ -267,11 +275,12 @@ class Finder:
         return self._spread(open_) if len(open_) > 1 else None
 
     def _spread(self, devices: list[Device]) -> Place | None:
-        by_room = sorted(devices, key=lambda each: (-self.draft.room(each).now, each.key))
+        draft, name = self.draft, self.model.key
+        by_room = sorted(devices, key=lambda each: (draft.wished(each.key, name) - draft.room(each).now, each.key))
         waits = self._waits(self.draft.snapshot.nodes[devices[0].key.node])
         for count in range(2, min(self.model.max_devices, len(by_room)) + 1):
             chosen = tuple(sorted(by_room[:count], key=lambda each: each.key))
-            found = _place_on(self.draft, self.footprint, chosen, None, waits)
+            found = _place_on(self.draft, self.model.key, self.footprint, chosen, None, waits)
             if found is not None:
                 return found
         return None
