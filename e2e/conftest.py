@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e.support import install
+from e2e.support import gpus, install
 from e2e.support.kubectl import Kubectl, conditions
 from e2e.support.ledger import Witness, quantity
-from e2e.support.world import MODELS, SYSTEM, World
+from e2e.support.world import MODELS, SYSTEM, World, namespace
+from tests.support import gguf_files
+from tests.support.large_files import write_large_model
 
 ROOT = Path(__file__).resolve().parents[1]
 CAPACITY, MARGIN = "900Mi", "64Mi"
@@ -132,3 +134,41 @@ def _tell(world: World) -> None:
     print(world.kubectl.run("get", "events", "-n", MODELS, "--sort-by=.lastTimestamp", check=False)[-6000:])
     print(world.kubectl.logs(SYSTEM, "app.kubernetes.io/component=operator", 80)[-8000:])
     print(world.kubectl.logs(MODELS, "app.kubernetes.io/component=server", 25)[-6000:])
+
+
+@pytest.fixture(scope="module")
+def gpu_fleet(whole_world: World, local_cluster: None, cluster: dict[str, str]) -> Iterator[World]:
+    """The installed release, with GPUs on its nodes and a pool of them."""
+    world, kubectl = whole_world, whole_world.kubectl
+    gpus.control("up")
+    kubectl.apply(*(namespace(name) for name in gpus.TEAMS))
+    hub = Path(cluster["CORRAL_E2E_VOLUMES"]) / "hub" / "org" / "gpu"
+    hub.mkdir(parents=True, exist_ok=True)
+    for name in gpus.SIZES:
+        gguf_files.write_sentence_model(hub / f"{name}.gguf", f"I am {name}.", size=48 << 20, layers=2, context=16384)
+    kubectl.apply(*install.volume("large", gpus.TEAM_A, cluster, "large", "ReadWriteMany"))
+    large = Path(cluster["CORRAL_E2E_VOLUMES"]) / "large"
+    for name, size in (("elephant", 11.4), ("mammoth", 19.4)):
+        write_large_model(large / f"{name}.gguf", f"I am {name}.", size=int(size * gpus.GI), layers=24)
+    kubectl.apply(gpus.pool())
+    for node in world.nodes:
+        kubectl.run("label", "node", node, f"{gpus.LABEL}=yes", "--overwrite")
+    yield world
+    gpus.remove_all(world)
+    for node in world.nodes:
+        kubectl.run("label", "node", node, f"{gpus.LABEL}-")
+    kubectl.delete("modelpool", gpus.POOL)
+    gpus.control("down")
+    kubectl.delete("namespace", *gpus.TEAMS)
+    kubectl.delete("pv", f"{gpus.TEAM_A}-large")
+    for file in large.glob("*.gguf"):
+        file.unlink()
+
+
+@pytest.fixture(scope="module")
+def gpu_witness(gpu_fleet: World) -> Iterator[gpus.Witness]:
+    found = gpus.Witness(gpu_fleet.kubectl)
+    found.start()
+    yield found
+    found.stop()
+    found.assert_clean()

@@ -12,65 +12,23 @@ from pathlib import Path
 
 import openai
 import pytest
-from e2e.support import gpus, install
+from e2e.support import gpus
 from e2e.support.ask import ask
-from e2e.support.gpus import GI, STRANGERS, TEAM_A, TEAM_B, Placement, Witness, model, placements, pods, uuid
+from e2e.support.gpus import GI, SIX, SIZES, STRANGERS, TEAM_A, TEAM_B, Placement, Witness, model, placements, pods, uuid
 from e2e.support.kubectl import Kubectl, conditions, until
-from e2e.support.world import World, namespace
-from tests.support import gguf_files
-from tests.support.large_files import write_large_model
+from e2e.support.world import World
 
-SIX = {"ant": 6.0, "bee": 5.0, "cat": 4.0, "dog": 3.2, "eel": 7.0, "fox": 2.3}
-MORE = {"gnu": 3.0, "hen": 2.0, "owl": 2.0, "pig": 5.0, "ram": 5.0, "rat": 5.0, "yak": 5.0}
 PAUSE = "localhost/corral-pause:1"
 
 
-@pytest.fixture(scope="module")
-def fleet(whole_world: World, local_cluster: None, cluster: dict[str, str]) -> Iterator[World]:
-    """The installed release, with GPUs on its nodes and a pool of them."""
-    world, kubectl = whole_world, whole_world.kubectl
-    gpus.control("up")
-    kubectl.apply(*(namespace(name) for name in (TEAM_A, TEAM_B, STRANGERS)))
-    hub = Path(cluster["CORRAL_E2E_VOLUMES"]) / "hub" / "org" / "gpu"
-    hub.mkdir(parents=True, exist_ok=True)
-    for name in {**SIX, **MORE}:
-        gguf_files.write_sentence_model(hub / f"{name}.gguf", f"I am {name}.", size=48 << 20, layers=2, context=16384)
-    kubectl.apply(*install.volume("large", TEAM_A, cluster, "large", "ReadWriteMany"))
-    large = Path(cluster["CORRAL_E2E_VOLUMES"]) / "large"
-    for name, size in (("elephant", 11.4), ("mammoth", 19.4)):
-        write_large_model(large / f"{name}.gguf", f"I am {name}.", size=int(size * GI), layers=24)
-    kubectl.apply(gpus.pool())
-    for node in world.nodes:
-        kubectl.run("label", "node", node, f"{gpus.LABEL}=yes", "--overwrite")
-    yield world
-    gpus.remove_all(world)
-    for node in world.nodes:
-        kubectl.run("label", "node", node, f"{gpus.LABEL}-")
-    kubectl.delete("modelpool", gpus.POOL)
-    gpus.control("down")
-    kubectl.delete("namespace", TEAM_A, TEAM_B, STRANGERS)
-    kubectl.delete("pv", f"{TEAM_A}-large")
-    for file in large.glob("*.gguf"):
-        file.unlink()
-
-
-@pytest.fixture(scope="module")
-def looker_on(fleet: World) -> Iterator[Witness]:
-    found = Witness(fleet.kubectl)
-    found.start()
-    yield found
-    found.stop()
-    found.assert_clean()
-
-
 @pytest.fixture
-def world(fleet: World, looker_on: Witness, request: pytest.FixtureRequest) -> Iterator[World]:
-    gpus.remove_all(fleet)
-    until("all GPUs are open", lambda: len(status_devices(fleet)) == 4, 60)
-    yield fleet
+def world(gpu_fleet: World, gpu_witness: Witness, request: pytest.FixtureRequest) -> Iterator[World]:
+    gpus.remove_all(gpu_fleet)
+    until("all GPUs are open", lambda: len(status_devices(gpu_fleet)) == 4, 60)
+    yield gpu_fleet
     if getattr(request.node, "outcome", None) is not None and request.node.outcome.failed:
-        tell(fleet)
-    looker_on_says(looker_on)
+        tell(gpu_fleet)
+    looker_on_says(gpu_witness)
 
 
 def looker_on_says(found: Witness) -> None:
@@ -95,8 +53,7 @@ def status_devices(world: World) -> dict[str, dict]:
 
 def apply(world: World, *names: str, space: str = TEAM_A, **spec) -> None:
     """Models by name, known to the gateway and estimated."""
-    sizes = {**SIX, **MORE}
-    world.apply(*(model(name, sizes[name] * GI, space, **spec) for name in names))
+    world.apply(*(model(name, SIZES[name] * GI, space, **spec) for name in names))
     world.kubectl.run("wait", "md", *names, "-n", space, "--for=condition=Ready", "--timeout=120s", timeout=130)
 
 
@@ -304,13 +261,13 @@ def test_an_operator_that_restarts_changes_nothing(world: World):
 
 
 @pytest.fixture
-def no_dra(fleet: World) -> Iterator[World]:
-    gpus.remove_all(fleet)
+def no_dra(gpu_fleet: World) -> Iterator[World]:
+    gpus.remove_all(gpu_fleet)
     gpus.control("down")
-    until("no slices", lambda: not slices(fleet), 60)
-    yield fleet
-    gpus.remove_all(fleet)
-    fleet.kubectl.apply(gpus.pool())
+    until("no slices", lambda: not slices(gpu_fleet), 60)
+    yield gpu_fleet
+    gpus.remove_all(gpu_fleet)
+    gpu_fleet.kubectl.apply(gpus.pool())
     gpus.control("up")
 
 

@@ -25,7 +25,11 @@ LABEL = "corral.test/gpus"
 POOL = "gpus"
 GI, MI = 1 << 30, 1 << 20
 CAPACITY, MARGIN = 8 * GI, GI // 2
-TEAM_A, TEAM_B, STRANGERS = "team-a", "team-b", "strangers"
+TEAMS = TEAM_A, TEAM_B, STRANGERS = "team-a", "team-b", "strangers"
+SIX = {"ant": 6.0, "bee": 5.0, "cat": 4.0, "dog": 3.2, "eel": 7.0, "fox": 2.3}
+MORE = {"gnu": 3.0, "hen": 2.0, "owl": 2.0, "pig": 5.0, "ram": 5.0, "rat": 5.0, "yak": 5.0}
+SIZES = {**SIX, **MORE}
+"""GiB that each model takes of a GPU."""
 
 
 def control(*arguments: str) -> None:
