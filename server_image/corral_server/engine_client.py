@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from corral_server.channel import Message
+from corral_server.decoding import Media
 from corral_server.metrics import Totals
 from corral_server.nursery import Child
 
@@ -37,14 +38,30 @@ class Stream:
         self._wake = asyncio.Event()
         self.ended = False
         self._error: EngineError | None = None
+        self._media: Media | None = None
+
+    def hold(self, media: Media | None) -> None:
+        """Keep what the request shows until the engine has it."""
+        self._media = media
+        if media is not None:
+            media.whole.hold()
+
+    def let_go(self) -> None:
+        media, self._media = self._media, None
+        if media is not None:
+            media.whole.let_go()
 
     def put(self, event: Message) -> None:
+        self.let_go()
+        if "taken" in event:
+            return
         self._events.append(event)
         if "f" in event or "err" in event:
             self.ended = True
         self._wake.set()
 
     def fail(self, error: EngineError) -> None:
+        self.let_go()
         if not self.ended:
             self._error = error
             self.ended = True
@@ -100,12 +117,17 @@ class EngineClient:
         if self.refusal is not None:
             raise self.refusal
         self._next += 1
+        media = body.get("media")
+        if media is not None:
+            body = {**body, "media": media.orders}
         stream = Stream(self, self._next)
+        stream.hold(media)
         self._streams[stream.id] = stream
         self.child.channel.send({**body, "t": kind, "id": stream.id})
         return stream
 
     def forget(self, stream: Stream) -> None:
+        stream.let_go()
         if self._streams.pop(stream.id, None) is not None and not stream.ended:
             stream.ended = True
             self.child.channel.send({"t": "cancel", "id": stream.id})

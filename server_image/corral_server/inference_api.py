@@ -28,6 +28,7 @@ from corral_server.openai.rerank import rerank
 from corral_server.openai.responses import count_input as count_response_input
 from corral_server.openai.responses import responses
 from corral_server.openai.service import Service
+from corral_server.openai.transcriptions import transcriptions
 from corral_server.openapi import NAMED_MODEL, PLAIN, described
 from corral_server.supervisor import Supervisor
 from corral_server.tokens import TokenVerifier
@@ -52,6 +53,7 @@ def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIA
         # llama.cpp answers these with and without the version.
         post(f"{prefix}/chat/completions", chat_completions)
         post(f"{prefix}/responses", responses)
+        post(f"{prefix}/audio/transcriptions", transcriptions)
         post(f"{prefix}/chat/completions/input_tokens", count_input)
         post(f"{prefix}/responses/input_tokens", count_response_input)
     post("/v1/messages", messages)

@@ -159,7 +159,7 @@ def parse_spec(text: str) -> ServerSpec:
     sha256 = _text(model, "sha256", "model").lower()
     if sha256 and not re.fullmatch(r"[0-9a-f]{64}", sha256):
         raise _bad("model.sha256", sha256, "64 hexadecimal digits")
-    found = ServerSpec(
+    return ServerSpec(
         source=source,
         namespace=_text(raw, "namespace", "CORRAL_SPEC"),
         name=_text(raw, "name", "CORRAL_SPEC"),
@@ -169,12 +169,3 @@ def parse_spec(text: str) -> ServerSpec:
         cache_key=_text(raw, "cacheKey", "CORRAL_SPEC"),
         engine=parse_engine(raw.get("engine")),
     )
-    _refuse_unserved(found)
-    return found
-
-
-def _refuse_unserved(spec: ServerSpec) -> None:
-    """Settings that this server cannot honour are an error: a model without its adapter or its eyes is not the model that was asked for."""
-    for field_name, given, what in (("model.projector", spec.projector, "images and audio"),):
-        if given:
-            raise Failure(INVALID_ENGINE_SETTINGS, f"{field_name} is set, but this server does not support {what} yet; remove it")

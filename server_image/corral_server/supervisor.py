@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from corral_server import machine
+from corral_server.decoding import Decoding
 from corral_server.download.keep import keys
 from corral_server.download.needed import Files, download_needed
 from corral_server.download.warm import warm
@@ -50,6 +51,7 @@ class Supervisor:
         self.threads = thread_count(spec.engine.threads, machine.cpu_limit(), machine.physical_cores())
         self.nursery = Nursery(dict(settings.environ), self.threads)
         self.rendering = Rendering(self.nursery)
+        self.decoding = Decoding(self.nursery)
         self.engine: EngineClient | None = None
         self.path = ""
         self._files: Files | None = None
@@ -253,6 +255,7 @@ class Supervisor:
                     "path": self.path, "engine": self._raw_engine, "devices": list(order.devices), "split": list(order.split),
                     "deviceKind": order.device_kind, "states": str(self.states.path), "threads": self.threads,
                     "draft": files.draft.path if files.draft is not None else "",
+                    "projector": files.projector.path if files.projector is not None else "",
                     "adapters": [{"name": a.name, "path": f.path} for a, f in zip(self.spec.engine.adapters, files.adapters, strict=True)],
                 }
             )  # fmt: skip

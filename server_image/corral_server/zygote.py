@@ -1,4 +1,4 @@
-"""The process that engines and renderers are forked from: llama.cpp imported, one thread, nothing ever decoded in it.
+"""The process that engines, renderers and decoders are forked from: llama.cpp imported, one thread, nothing ever decoded in it.
 
 Spawned by the supervisor (`python -m corral_server.zygote FD`). It forks on request, hands the child its socket, and reports every child's end.
 It must never start a thread or run a decode: a fork after either hangs the child.
@@ -30,7 +30,7 @@ def die_with_parent() -> None:
 def main(control_fd: int) -> None:
     die_with_parent()
     control = socket.socket(fileno=control_fd)
-    from corral_server import renderer  # noqa: PLC0415  the imports are what a fork saves
+    from corral_server import decoder, renderer  # noqa: PLC0415  the imports are what a fork saves
     from corral_server.engine import process  # noqa: PLC0415
 
     process.prepare()
@@ -40,7 +40,7 @@ def main(control_fd: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     control.send(orjson.dumps({"t": "ready"}))
-    entries = {"engine": process.main, "renderer": renderer.main}
+    entries = {"engine": process.main, "renderer": renderer.main, "decoder": decoder.main}
     while True:
         readable, _, _ = select.select([control.fileno(), wake_read], [], [])
         if wake_read in readable:

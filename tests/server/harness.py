@@ -51,6 +51,7 @@ class Server:
         cache: Path | None = None,
         served_name: str = "models/tested",
         pod: str = POD,
+        projector: str = "",
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.keys = Keys()
@@ -61,7 +62,7 @@ class Server:
             "namespace": "models",
             "name": "tested",
             "servedName": served_name,
-            "model": {"source": source, "sha256": sha256},
+            "model": {"source": source, "sha256": sha256, "projector": projector},
             "engine": {"threads": 1, **(engine or {})},
         }
         self._log = (folder / "server.log").open("ab")

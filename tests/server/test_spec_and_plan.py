@@ -52,7 +52,6 @@ def test_a_broken_specification_is_refused(text: str, says: str):
 @pytest.mark.parametrize(
     ("more", "field"),
     [
-        ({"model": {"source": "file:///m", "projector": "file:///p"}}, "model.projector"),
         ({"engine": {"draft": {"source": "file:///d", "ngram": True}}}, "engine.draft"),
     ],
 )

@@ -116,6 +116,7 @@ def _blocks(role: str, content: list[Any], where: str) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
     texts: list[str] = []
     thoughts: list[str] = []
+    images: list[tuple[int, dict[str, Any]]] = []
     for index, block in enumerate(content):
         at = f"{where}[{index}]"
         kind = block.get("type") if isinstance(block, dict) else None
@@ -134,16 +135,36 @@ def _blocks(role: str, content: list[Any], where: str) -> list[dict[str, Any]]:
             continue
         elif kind == "document" and role == "user":
             texts.append(_document(block, at))
-        elif kind == "image":
-            raise ApiError(400, "unsupported_content", f"{at} is of type {kind}; this model takes text only", at)
+        elif kind == "image" and role == "user":
+            images.append((len(texts), _image(block, at)))
         else:
             raise invalid(at, f"{at} is {fields.shown(block)}; it has to be a block of type text, tool_use or tool_result")
-    message: dict[str, Any] = {"role": role, "content": "\n".join(texts)}
+    message: dict[str, Any] = {"role": role, "content": _with_images(texts, images)}
     if calls:
         message["tool_calls"] = calls
     if thoughts:
         message["reasoning_content"] = "\n".join(thoughts)
-    return results + ([message] if texts or calls or not results else [])
+    return results + ([message] if texts or images or calls or not results else [])
+
+
+def _with_images(texts: list[str], images: list[tuple[int, dict[str, Any]]]) -> str | list[dict[str, Any]]:
+    """What is said, with the images where they stood."""
+    if not images:
+        return "\n".join(texts)
+    parts: list[dict[str, Any]] = [{"type": "text", "text": text} for text in texts]
+    for shift, (at, image) in enumerate(images):
+        parts.insert(at + shift, image)
+    return parts
+
+
+def _image(block: dict[str, Any], where: str) -> dict[str, Any]:
+    source = fields.mapping(block, "source")
+    kind, data = source.get("type"), source.get("data")
+    if kind == "url":
+        return {"type": "image_url", "image_url": {"url": source.get("url")}}
+    if kind != "base64" or not isinstance(data, str):
+        raise ApiError(400, "unsupported_content", f"{where} is an image of type {fields.shown(kind)}; its source has to be of type base64", where)
+    return {"type": "image_url", "image_url": {"url": data}}
 
 
 def _document(block: dict[str, Any], where: str) -> str:

@@ -1,4 +1,4 @@
-"""Every file that a specification names, fetched one after another: the model, then the draft and the adapters that go with it."""
+"""Every file that a specification names, fetched one after another: the model, then the projector, the draft and the adapters that go with it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,18 +13,19 @@ _MODEL_SHARE = 0.9
 @dataclass(frozen=True)
 class Files:
     model: ModelFile
+    projector: ModelFile | None
     draft: ModelFile | None
     adapters: list[ModelFile]
 
     @property
     def all(self) -> list[ModelFile]:
-        return [self.model, *([self.draft] if self.draft else []), *self.adapters]
+        return [self.model, *(file for file in (self.projector, self.draft) if file is not None), *self.adapters]
 
 
 async def download_needed(spec: ServerSpec, settings: Settings, progress: Callable[[float], None]) -> Files:
     """The files, or Failure. What goes with the model is small: all together it is the last tenth of the progress."""
-    draft = [spec.engine.draft_source] if spec.engine.draft_source else []
-    beside = [*draft, *(a.source for a in spec.engine.adapters)]
+    single = [source for source in (spec.projector, spec.engine.draft_source) if source]
+    beside = [*single, *(a.source for a in spec.engine.adapters)]
     first = _MODEL_SHARE if beside else 1.0
     model = await download(spec.source, spec.sha256, spec.cache_key, settings, lambda value: progress(first * value))
     found = []
@@ -34,4 +35,6 @@ async def download_needed(spec: ServerSpec, settings: Settings, progress: Callab
             progress(first + (1 - first) * (index + value) / len(beside))
 
         found.append(await download(source, "", spec.cache_key, settings, part))
-    return Files(model, found[0] if draft else None, found[len(draft) :])
+    projector = found[0] if spec.projector else None
+    draft = found[len(single) - 1] if spec.engine.draft_source else None
+    return Files(model, projector, draft, found[len(single) :])

@@ -10,6 +10,7 @@ from corral_server.engine.chain import Chain
 from corral_server.engine.drafting import Draft, new_draft
 from corral_server.engine.grammar import Grammar
 from corral_server.engine.lines import LineLimits
+from corral_server.engine.media_marks import MediaPrompt, words
 from corral_server.engine.sampling import Sampler, SamplingParams
 from corral_server.engine.scoring import PromptScores
 from corral_server.engine.text import TextStream
@@ -55,6 +56,8 @@ class Job:
     """Lengths at which its prompt is interrupted for a checkpoint."""
     searching: bool = False
     """A pass over the whole grammar is under way beside the inference thread: the next token is not known yet."""
+    encoding: bool = False
+    """One of its pictures is being encoded beside the inference thread."""
     cancelled: bool = False
     scores: PromptScores | None = None
     """Of the prompt's own tokens, when they are asked for."""
@@ -74,6 +77,23 @@ class Job:
     draft: Draft | None = None
     guessed: list[int] = field(default_factory=list)
     """Tokens in this step's batch that nobody has chosen yet."""
+
+    media: MediaPrompt | None = None
+    """Where its prompt shows pictures or audio."""
+
+    @property
+    def beside(self) -> bool:
+        """Whether it waits for what is done beside the inference thread."""
+        return self.searching or self.encoding
+
+    def until(self, at: int) -> int:
+        """How far its tokens may be evaluated in one piece from there."""
+        end = next((p for p in self.pauses if p > at), len(self.tokens))
+        return min(end, self.media.text_until(at, end)) if self.media is not None else end
+
+    def position(self, at: int) -> int:
+        """The sequence's position after that many tokens."""
+        return self.media.position(at) if self.media is not None else at
 
     @property
     def generated(self) -> int:
@@ -116,9 +136,15 @@ def prompt_tokens(raw: Any, vocabulary: Vocabulary, *, add_special: bool, parse_
     return tokens
 
 
-def make_job(raw: dict[str, Any], vocabulary: Vocabulary, context_length: int, *, adapters: int = 0, drafts: str = "", slots: int = 1) -> Job:
-    """A generation job; RefusedError with the reason when it cannot run."""
-    tokens = prompt_tokens(raw["prompt"], vocabulary, add_special=raw.get("add_special", True), parse_special=raw.get("parse_special", True))
+def make_job(
+    raw: dict[str, Any], vocabulary: Vocabulary, context_length: int, *, adapters: int = 0, drafts: str = "", slots: int = 1,
+    shown: MediaPrompt | None = None,
+) -> Job:  # fmt: skip
+    """A generation job; RefusedError with the reason when it cannot run. `shown`: its prompt, when it has pictures or audio in it."""
+    if shown is not None:
+        tokens = list(shown.tokens)
+    else:
+        tokens = prompt_tokens(raw["prompt"], vocabulary, add_special=raw.get("add_special", True), parse_special=raw.get("parse_special", True))
     if not tokens:
         tokens = [vocabulary.bos if vocabulary.bos >= 0 else max(vocabulary.eos, 0)]
     room = context_length - len(tokens)
@@ -157,7 +183,7 @@ def make_job(raw: dict[str, Any], vocabulary: Vocabulary, context_length: int, *
         chain,
         _budget(raw.get("thought"), vocabulary),
     )
-    sampler.prime(tokens)
+    sampler.prime(words(tokens))
     return Job(
         id=raw["id"], tokens=tokens, prompt_count=len(tokens), limit=room if asked is None or asked < 0 else min(asked, room),
         params=params, sampler=sampler, text=TextStream(raw.get("stop") or ()), cache=raw.get("cache_prompt", True),
@@ -165,7 +191,8 @@ def make_job(raw: dict[str, Any], vocabulary: Vocabulary, context_length: int, *
         adapters=chosen, slot=slot, crowded=asked is None or asked < 0 or asked > room,
         tells_tokens=bool(raw.get("tells_tokens")), tells_prompt=bool(raw.get("tells_prompt")), tells_progress=bool(raw.get("tells_progress")),
         lines=LineLimits(**raw["lines"]) if raw.get("lines") else None,
-        draft=new_draft(drafts, raw.get("draft")),
+        # What guesses reads words only.
+        draft=new_draft(drafts, raw.get("draft")) if shown is None else None, media=shown,
         scores=PromptScores(max(raw["prompt_probs"], 1)) if raw.get("prompt_probs") is not None else None,
     )  # fmt: skip
 

@@ -31,6 +31,13 @@ def _low_level() -> Any:
     return llama_cpp
 
 
+def multimodal() -> Any:
+    """The bindings of libmtmd, which only those load who have a projector or decode for one."""
+    from llama_cpp import mtmd_cpp  # noqa: PLC0415
+
+    return mtmd_cpp
+
+
 L: Any = _low_level()
 LIB: Any = L._lib  # noqa: SLF001  the C library itself: some functions are not bound, some are bound too slowly
 
@@ -62,8 +69,8 @@ class Log:
         self.everything: deque[str] | None = deque(maxlen=4000) if keep_all else None
         self._level = 0
         # The reference has to live as long as the process: llama.cpp calls it from C.
-        self._callback = L.llama_log_callback(self._write)
-        L.llama_log_set(self._callback, ctypes.c_void_p(0))
+        self.callback = L.llama_log_callback(self._write)
+        L.llama_log_set(self.callback, ctypes.c_void_p(0))
 
     def _write(self, level: int, text: bytes, _: Any) -> None:
         # Level 5 continues the line before it.

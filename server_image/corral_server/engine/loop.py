@@ -8,7 +8,7 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corral_server.channel import BlockingChannel, Message
 from corral_server.engine import scheduling
@@ -20,12 +20,16 @@ from corral_server.engine.drafter import Drafter
 from corral_server.engine.embedding import EmbeddingLoop
 from corral_server.engine.jobs import Job, make_embed_job, make_job
 from corral_server.engine.library import L, floats_at, get_logits_ith
+from corral_server.engine.media_showing import Showing
 from corral_server.engine.plan import EnginePlan
 from corral_server.engine.sampling import Choice
 from corral_server.engine.sequences import Sequences, Slot
 from corral_server.engine.states import StateStore
 from corral_server.engine.telling import Teller
 from corral_server.engine.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from corral_server.engine.media_projector import Projector
 
 _HEADROOM = 64
 _BEFORE_END = 4
@@ -50,6 +54,7 @@ class Loop:
     def __init__(
         self, channel: BlockingChannel, model: Any, context: Any, plan: EnginePlan, vocabulary: Vocabulary, states: StateStore | None,
         scratch: Path | None = None, cache_limit: int = 256 << 20, adapters: list[Any] | None = None, drafter: Drafter | None = None,
+        projector: "Projector | None" = None,
     ) -> None:  # fmt: skip
         self._channel = channel
         self._context = context
@@ -57,7 +62,7 @@ class Loop:
         self._vocabulary = vocabulary
         self._aside = Aside()
         self._teller = Teller(vocabulary)
-        self._desk = Desk(vocabulary, self._aside, self._teller.say)
+        self._desk = Desk(vocabulary, self._aside, self._teller.say, projector)
         self._queue: deque[Job] = deque()
         self._batch = Batch(L.llama_n_batch(context))
         self._switch = Switch(context, adapters or [])
@@ -70,6 +75,10 @@ class Loop:
         self._embedding = EmbeddingLoop(
             context, self._batch, sequences=plan.slots, width=L.llama_model_n_embd_out(model), rank=plan.pooling == "Rank"
         )
+        self._showing = None if projector is None else Showing(
+            projector, context, self._aside, sequences=self._sequences, teller=self._teller,
+            evaluated=lambda *fed: self._evaluated(_Fed(*fed)), out_of_cells=self._out_of_cells, failed=self._decode_failed,
+        )  # fmt: skip
         # What a memory has forgotten cannot be taken back, so a wrong guess could not either.
         guesses = plan.drafted > 0 and not self._rewind.recurrent and not self._rewind.window
         self._drafts = "" if not guesses else "model" if drafter else "ngram"
@@ -122,10 +131,13 @@ class Loop:
 
     def _job(self, message: Message) -> Job:
         return make_job(
-            message, self._vocabulary, self._plan.context_length, adapters=self._switch.count, drafts=self._drafts, slots=self._plan.slots
-        )
+            message, self._vocabulary, self._plan.context_length, adapters=self._switch.count, drafts=self._drafts, slots=self._plan.slots,
+            shown=self._desk.shown(message),
+        )  # fmt: skip
 
     def _enqueue(self, job: Job) -> None:
+        if job.media is not None:
+            self._teller.say({"i": job.id, "taken": True})
         self._queue.append(job)
 
     def _flush(self) -> None:
@@ -141,7 +153,7 @@ class Loop:
         self._embedding.cancel(job_id)
         for slot in self._sequences.slots:
             if slot.job is not None and slot.job.id == job_id:
-                if slot.job.searching:
+                if slot.job.beside:
                     slot.job.cancelled = True
                 else:
                     self._sequences.free(slot)
@@ -196,6 +208,10 @@ class Loop:
 
     def _step(self) -> None:
         active = self._with_one_set([s for s in self._sequences.slots if s.runs])
+        if self._showing is not None:
+            active = self._showing.step(active)
+            if not active:
+                return
         generating = sum(len(s.job.tokens) - len(s.held) == 1 for s in active if s.job)
         self._sequences.make_room(len(active))
         # A long prompt beside running answers is fed in smaller pieces, so that their tokens keep coming.
@@ -246,16 +262,15 @@ class Loop:
             if room <= 0:
                 break
             start = len(slot.held)
-            pause = next((p for p in job.pauses if p > start), len(job.tokens))
             scored = job.scores is not None and job.scores.pending(start, job.prompt_count)
             if scored:
                 room = min(room, rows)
-            tokens = job.tokens[start : min(start + room, pause)]
+            tokens = job.tokens[start : min(start + room, job.until(start))]
             last = start + len(tokens) == len(job.tokens)
             job.guessed = self._guess(job, min(room - 1, rows - 1)) if guesses and last and len(tokens) == 1 else []
             tokens += job.guessed
             every = scored or bool(job.guessed)
-            index = self._batch.add(tokens, start, slot.id, outputs="all" if every else "last" if last else "none")
+            index = self._batch.add(tokens, job.position(start), slot.id, outputs="all" if every else "last" if last else "none")
             rows -= len(tokens) - 1 if every else 0
             fed.append(_Fed(slot, tokens, index, last))
         return fed

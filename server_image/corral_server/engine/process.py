@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corral_server.channel import BlockingChannel, Message
 from corral_server.engine.adapters import load_adapters
@@ -22,8 +22,11 @@ from corral_server.engine.model import load_model, make_context, metadata, model
 from corral_server.engine.plan import EnginePlan, ModelFacts, make_plan
 from corral_server.engine.states import StateStore, state_key
 from corral_server.engine.vocabulary import Vocabulary
-from corral_server.reasons import LOAD_FAILED, Failure
+from corral_server.reasons import INVALID_ENGINE_SETTINGS, LOAD_FAILED, Failure
 from corral_server.spec import EngineSpec, parse_engine
+
+if TYPE_CHECKING:
+    from corral_server.engine.media_projector import Projector
 
 NO_GPU = "this build of llama.cpp has no GPU backend: the model runs on the CPU and in main memory, its GPU is only reserved"
 
@@ -50,7 +53,7 @@ def main(sock: socket.socket) -> None:
 
 def _load(
     order: Message, channel: BlockingChannel, log: Log
-) -> tuple[Any, Any, EnginePlan, Vocabulary, StateStore | None, Path | None, int, list[Any], Drafter | None]:
+) -> tuple[Any, Any, EnginePlan, Vocabulary, StateStore | None, Path | None, int, list[Any], Drafter | None, "Projector | None"]:
     on_host = order["deviceKind"] == "host"
     show(order["devices"], on_host=on_host)
     begin = time.perf_counter()
@@ -67,6 +70,7 @@ def _load(
     # Before the context: it reserves room for what the adapters add to a step.
     adapters = load_adapters(model, order.get("adapters") or [], log)
     context = make_context(model, plan, log, threads=threads)
+    projector = _projector(order, model, plan, log, offload=offload)
     vocabulary = Vocabulary(model)
     draft = None
     if order.get("draft"):
@@ -79,13 +83,14 @@ def _load(
     channel.send(
         {
             "t": "loaded",
-            "model": describe(model, meta, plan, vocabulary, draft) | ({} if on_host or offload else {"warning": NO_GPU}),
+            "model": describe(model, meta, plan, vocabulary, draft, projector) | ({} if on_host or offload else {"warning": NO_GPU}),
             "memory": _memory(context, draft),
             "timings": {"load": load_seconds, "warmup": warm_seconds},
         }
     )
     states, scratch = _states(order, engine, plan, model), _scratch(order, engine, plan)
-    return model, context, plan, vocabulary, states, scratch, engine.prompt_cache_bytes, adapters, Drafter(draft, vocabulary) if draft else None
+    drafter = Drafter(draft, vocabulary) if draft else None
+    return model, context, plan, vocabulary, states, scratch, engine.prompt_cache_bytes, adapters, drafter, projector
 
 
 def _progress(channel: BlockingChannel, sizes: list[int]) -> list[Callable[[float], None]]:
@@ -109,6 +114,16 @@ def _memory(context: Any, draft: DraftModel | None) -> dict[str, int]:
     held = breakdown(context)
     beside = breakdown(draft.context) if draft else {}
     return {kind: size + beside.get(kind, 0) for kind, size in held.items()}
+
+
+def _projector(order: Message, model: Any, plan: EnginePlan, log: Log, *, offload: bool) -> "Projector | None":
+    if not order.get("projector"):
+        return None
+    if plan.embeds:
+        raise Failure(INVALID_ENGINE_SETTINGS, "model.projector is set for a model that is served for embeddings; remove one of the two")
+    from corral_server.engine.media_projector import Projector  # noqa: PLC0415  its library costs memory
+
+    return Projector(order["projector"], model, plan, log, threads=order["threads"], offload=offload)
 
 
 def _scratch(order: Message, engine: EngineSpec, plan: EnginePlan) -> Path | None:
@@ -169,7 +184,9 @@ def _warm_up(context: Any, vocabulary: Vocabulary) -> None:
     L.llama_perf_context_reset(context)
 
 
-def describe(model: Any, meta: dict[str, str], plan: EnginePlan, vocabulary: Vocabulary, draft: DraftModel | None) -> Message:
+def describe(
+    model: Any, meta: dict[str, str], plan: EnginePlan, vocabulary: Vocabulary, draft: DraftModel | None, projector: "Projector | None"
+) -> Message:
     arch = meta.get("general.architecture", "")
     templates = {k.removeprefix("tokenizer.chat_template").lstrip("."): v for k, v in meta.items() if k.startswith("tokenizer.chat_template")}
     return {
@@ -192,4 +209,5 @@ def describe(model: Any, meta: dict[str, str], plan: EnginePlan, vocabulary: Voc
         "eos": vocabulary.text(vocabulary.eos),
         "addBos": vocabulary.add_bos,
         "fim": vocabulary.fim,
+        "media": projector.describe() if projector is not None else {},
     }

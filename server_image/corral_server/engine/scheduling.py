@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from corral_server.engine import media_marks
+
 MINIMUM = 64
 """Tokens under which evaluating is cheaper than keeping."""
 
@@ -61,7 +63,7 @@ def reusable(held: Sequence[int], wanted: Sequence[int], oldest_position: int, r
     """How many held tokens are a prefix that may be kept, if need be by going back to a checkpoint; at least one token is always evaluated anew,
     for its logits.
     """
-    length = min(common_prefix(held, wanted), len(wanted) - 1)
+    length = media_marks.whole(wanted, min(common_prefix(held, wanted), len(wanted) - 1))
     if length <= 0:
         return 0
     if rewindable(len(held), length, oldest_position, rewind):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from corral_server.engine import checkpoints, scheduling
+from corral_server.engine import checkpoints, media_marks, scheduling
 from corral_server.engine.adapters import AdapterSet
 from corral_server.engine.checkpoints import Checkpoint
 from corral_server.engine.jobs import Job
@@ -32,7 +32,7 @@ class Slot:
     @property
     def runs(self) -> bool:
         """Whether the next batch has something for it."""
-        return self.job is not None and not self.job.searching
+        return self.job is not None and not self.job.beside
 
 
 class Sequences:
@@ -80,16 +80,23 @@ class Sequences:
             return None
         slot = min(idle, key=lambda s: (len(s.held) > 0, s.last_used))
         self.keep(slot, 0)
-        L.llama_memory_seq_cp(self._memory, source.id, slot.id, 0, len(source.held))
+        L.llama_memory_seq_cp(self._memory, source.id, slot.id, 0, media_marks.position(source.held, len(source.held)))
         slot.held, slot.adapters, slot.job = list(source.held), source.adapters, job
         return slot
 
     def keep(self, slot: Slot, count: int) -> None:
         """Leave the first `count` tokens in the slot's cells."""
         if count < len(slot.held):
-            L.llama_memory_seq_rm(self._memory, slot.id, count or -1, -1)
+            L.llama_memory_seq_rm(self._memory, slot.id, media_marks.position(slot.held, count) or -1, -1)
             del slot.held[count:]
             slot.checkpoints = [c for c in slot.checkpoints if c.length <= count]
+
+    def cut(self, slot: Slot) -> None:
+        """Take back what an interrupted decode left behind what the slot holds."""
+        if not slot.held or not L.llama_memory_seq_rm(self._memory, slot.id, media_marks.position(slot.held, len(slot.held)), -1):
+            L.llama_memory_seq_rm(self._memory, slot.id, -1, -1)
+            slot.held.clear()
+            slot.checkpoints.clear()
 
     def make_room(self, wanted: int) -> None:
         """Drop idle prefixes, least recently used first, until `wanted` more cells are free."""
@@ -158,8 +165,8 @@ class Sequences:
         if source is None:
             return kept
         self.keep(slot, 0)
-        L.llama_memory_seq_cp(self._memory, source.id, slot.id, 0, source.length)
         lender = self.slots[source.id]
+        L.llama_memory_seq_cp(self._memory, source.id, slot.id, 0, media_marks.position(lender.held, source.length))
         # A beginning that others share is in use.
         lender.rests_since = time.monotonic()
         slot.held = lender.held[: source.length]
@@ -186,9 +193,9 @@ class Sequences:
 
     def _view(self, slot: Slot, adapters: AdapterSet) -> scheduling.IdleSlot:
         oldest = self._oldest_position(slot) if self._rewind.window else 0
-        return scheduling.IdleSlot(
-            slot.id, slot.held, slot.last_used, oldest, [c.length for c in slot.checkpoints], foreign=slot.adapters != adapters
-        )
+        # A window is counted in positions; where pictures make those others than cells, nothing is kept.
+        held = [] if self._rewind.window and media_marks.stretched(slot.held) else slot.held
+        return scheduling.IdleSlot(slot.id, held, slot.last_used, oldest, [c.length for c in slot.checkpoints], foreign=slot.adapters != adapters)
 
     def _oldest_position(self, slot: Slot) -> int:
         return int(L.llama_memory_seq_pos_min(self._memory, slot.id)) if slot.held else 0

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from corral_server.engine import scheduling
+from corral_server.engine import media_marks, scheduling
 from corral_server.engine.adapters import AdapterSet
 from corral_server.engine.checkpoints import Checkpoint, pointer
 from corral_server.engine.library import L
@@ -56,12 +56,12 @@ class StateStore:
             self._adopt(path)
 
     def knows(self, tokens: Sequence[int], adapters: AdapterSet = ()) -> bool:
-        return _name(tokens, _number(adapters)) in self._entries
+        return not media_marks.shows(tokens) and _name(tokens, _number(adapters)) in self._entries
 
     def save(self, context: Any, sequence: int, tokens: Sequence[int], checkpoints: Sequence[Checkpoint] = (), *, adapters: AdapterSet = ()) -> None:
         """Keep a sequence as it is now; what it continues is dropped, the least recently used give way."""
         size = L.llama_state_seq_get_size_ext(context, sequence, 0)
-        if len(tokens) < scheduling.MINIMUM or not 0 < size <= self._limit or self.knows(tokens, adapters):
+        if len(tokens) < scheduling.MINIMUM or media_marks.shows(tokens) or not 0 < size <= self._limit or self.knows(tokens, adapters):
             return
         kept = list(checkpoints)
         while size + sum(len(c.data) for c in kept) > self._limit:

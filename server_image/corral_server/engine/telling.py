@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from corral_server.channel import Message
+from corral_server.engine import media_marks
 from corral_server.engine.jobs import Job
 from corral_server.engine.sampling import Choice
 from corral_server.engine.vocabulary import Vocabulary
@@ -94,7 +95,7 @@ class Teller:
         self.events.append({"i": job.id, "err": {"status": 500, "code": code, "message": message, "param": None}})
 
     def _text(self, tokens: list[int]) -> str:
-        return b"".join(self._vocabulary.piece(t, special=True) for t in tokens).decode("utf-8", "replace")
+        return b"".join(self._vocabulary.piece(t, special=True) for t in media_marks.words(tokens)).decode("utf-8", "replace")
 
     def _probabilities(self, choice: Choice) -> list[Any]:
         return [self._scored(choice.token, choice.logprob or 0.0), [self._scored(t, p) for t, p in choice.top]]

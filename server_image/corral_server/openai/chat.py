@@ -24,7 +24,7 @@ from corral_server.openai.answers import (
     timings,
     unless_gone,
 )
-from corral_server.openai.conversation import Call, Conversation, Said, call_id, prepare
+from corral_server.openai.conversation import Call, Conversation, Said, call_id, prepare, shown
 from corral_server.openai.generation import Begun, Generation, begin
 from corral_server.openai.logprobs import chat_logprobs
 from corral_server.openai.native_answer import timings_of, verbose
@@ -60,7 +60,9 @@ async def count_tokens(service: Service, request: Request, body: dict[str, Any],
     """How many tokens the prompt of a chat body has."""
     service.engine()
     prompt = await unless_gone(request, render_prompt(service, body, named))
-    found = await service.ask(request, "tokenize", {"content": prompt.text, "add_special": True, "parse_special": True})
+    found = await service.ask(
+        request, "tokenize", {"content": prompt.text, "add_special": True, "parse_special": True, **await shown(service, request, prompt)}
+    )
     return len(found["tokens"])
 
 

@@ -16,7 +16,7 @@ from corral_server.dialects.grammars import calls_grammar
 from corral_server.dialects.reader import Part, Reader
 from corral_server.openai import fields
 from corral_server.openai.answers import unless_gone
-from corral_server.openai.errors import invalid
+from corral_server.openai.errors import ApiError, invalid
 from corral_server.openai.generation import Finished, Generation
 from corral_server.openai.known_fields import check_chat
 from corral_server.openai.native_fields import NativeFields, native_fields
@@ -143,11 +143,22 @@ async def prepare(service: Service, request: Request, body: dict[str, Any], name
     constraint = await unless_gone(request, _constraint(service, body, prompt, marks if open_thought else None))
     job = {
         **constraint, **adapters, "prompt": prompt.text, "max_tokens": limit, "sampling": sampling, "stop": stop, "cache_prompt": cache,
+        **await shown(service, request, prompt),
         "preserved": _preserved(prompt, marks, thinking), **_thought_limit(body, prompt, marks), **own.job,
     }  # fmt: skip
     jobs = [job] + [{**job, "sampling": _reseeded(sampling, i)} for i in range(1, count)]
     dialect = prompt.dialect if prompt.toolbox.callable else None
     return Conversation(jobs, prompt.toolbox, dialect, thinking, open_thought and thinking is not None, harmony, top if wants_logprobs else None, own)
+
+
+async def shown(service: Service, request: Request, prompt: Prompt) -> dict[str, Any]:
+    """The images and audio of a prompt, decoded, for the engine's message."""
+    if not prompt.media:
+        return {}
+    if prompt.text.count(str(service.able["marker"])) != len(prompt.media):
+        raise ApiError(400, "template_failed", "the chat template leaves out some of the images or audio", prompt.media[0].where)
+    decoded = await service.decoded(request, prompt.media)
+    return {"media": decoded.some(0, len(prompt.media))} if decoded is not None else {}
 
 
 def _limit(body: dict[str, Any]) -> int | None:

@@ -50,7 +50,7 @@ class Generation:
         try:
             for job in jobs:
                 # Answers to one prompt: the first evaluates it for all.
-                key = repr(job["prompt"])
+                key = f"{id(job.get('media'))} {job['prompt']!r}"
                 leader = leaders.get(key)
                 self.streams.append(engine.submit("new", job if leader is None else {**job, "leader": leader}))
                 leaders.setdefault(key, self.streams[-1].id)

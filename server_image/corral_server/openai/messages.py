@@ -8,27 +8,29 @@ import orjson
 
 from corral_server.openai import fields
 from corral_server.openai.attachments import attached_text
-from corral_server.openai.errors import ApiError, invalid
+from corral_server.openai.errors import invalid
+from corral_server.openai.media import AUDIO, IMAGES, OTHERS, MediaParts
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _TEXTS = ("text", "input_text", "output_text")
 
 
-def parse_messages(body: dict[str, Any], named: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The messages of a chat body; `named` says how the client's own body calls each, for errors."""
+def parse_messages(body: dict[str, Any], named: Sequence[str] | None = None, media: MediaParts | None = None) -> list[dict[str, Any]]:
+    """The messages of a chat body; `named` says how the client's own body calls each, for errors. `media` takes what they show."""
     raw = body.get("messages")
     if not isinstance(raw, list) or not raw:
         raise invalid("messages", f"messages is {fields.shown(raw)}; it has to be a list of at least one message")
-    return [_message(item, named[index] if named else f"messages[{index}]") for index, item in enumerate(raw)]
+    shown = MediaParts({}) if media is None else media
+    return [_message(item, named[index] if named else f"messages[{index}]", shown) for index, item in enumerate(raw)]
 
 
-def _message(raw: Any, where: str) -> dict[str, Any]:
+def _message(raw: Any, where: str, media: MediaParts) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise invalid(where, f"{where} is {fields.shown(raw)}; it has to be an object")
     role = raw.get("role")
     if role not in ROLES:
         raise invalid(f"{where}.role", f"{where}.role is {fields.shown(role)}; it has to be one of {', '.join(ROLES)}")
-    message: dict[str, Any] = {"role": "system" if role == "developer" else role, "content": _content(raw.get("content"), f"{where}.content")}
+    message: dict[str, Any] = {"role": "system" if role == "developer" else role, "content": _content(raw.get("content"), f"{where}.content", media)}
     calls = raw.get("tool_calls")
     if calls is None and role == "assistant" and raw.get("function_call") is not None:
         calls = [{"function": raw["function_call"]}]
@@ -53,17 +55,25 @@ def _text_of(raw: dict[str, Any], key: str, where: str) -> str | None:
     return value
 
 
-def _content(raw: Any, where: str) -> str | list[dict[str, str]] | None:
+def _content(raw: Any, where: str, media: MediaParts) -> str | list[dict[str, str]] | None:
     if raw is None or isinstance(raw, str):
         return raw
     if not isinstance(raw, list) or not raw:
         raise invalid(where, f"{where} is {fields.shown(raw)}; it has to be a string or a list of at least one part")
-    texts = [_part(part, f"{where}[{index}]") for index, part in enumerate(raw)]
+    texts: list[str] = []
+    beside = False
+    for index, part in enumerate(raw):
+        count = len(media.items)
+        text = _part(part, f"{where}[{index}]", media)
+        shown = len(media.items) > count
+        # What is shown stands in the text: nothing comes between them.
+        texts[-1:] = [texts[-1] + text] if texts and (shown or beside) else [*texts[-1:], text]
+        beside = shown
     # Several stay apart: some templates were trained on parts. The renderer joins them for the others.
     return [{"type": "text", "text": text} for text in texts] if len(texts) > 1 else "".join(texts)
 
 
-def _part(part: Any, where: str) -> str:
+def _part(part: Any, where: str, media: MediaParts) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind in _TEXTS and isinstance(part.get("text"), str):
         return str(part["text"])
@@ -71,8 +81,8 @@ def _part(part: Any, where: str) -> str:
         return str(part["refusal"])
     if kind in ("file", "input_file"):
         return attached_text(part.get("file") if kind == "file" else part, where)
-    if kind in ("image_url", "input_audio", "input_image", "input_video", "video_url", "audio_url"):
-        raise ApiError(400, "unsupported_content", f"{where} is of type {kind}; this model takes text only", where)
+    if kind in (*IMAGES, *AUDIO, *OTHERS):
+        return media.part(part, kind, where)
     raise invalid(where, f"{where} is {fields.shown(part)}; it has to be a part such as {{type: text, text: ...}}")
 
 

@@ -14,7 +14,16 @@ def model_object(service: Service, name: str, created: int) -> dict[str, Any]:
         "n_ctx_train": model["trainedContext"], "n_embd": model["embeddingLength"], "n_params": model["parameters"], "size": model["size"],
         "ftype": model.get("format", ""),
     } if model else None  # fmt: skip
-    return {"id": name, "object": "model", "created": created, "owned_by": "corral", "aliases": [name], "tags": [], "meta": meta}
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "corral",
+        "aliases": [name],
+        "tags": [],
+        "meta": meta,
+        **_modalities(service),
+    }
 
 
 def model_list(service: Service, request: Request, created: int) -> dict[str, Any]:
@@ -28,7 +37,15 @@ def model_list(service: Service, request: Request, created: int) -> dict[str, An
     return {"object": "list", "data": [model_object(service, name, created)], "models": [shown]}
 
 
+def _modalities(service: Service) -> dict[str, Any]:
+    able = service.able
+    if not able:
+        return {}
+    found = ["text", *(name for name, side in (("image", "vision"), ("audio", "audio")) if able.get(side))]
+    return {"architecture": {"input_modalities": found, "output_modalities": ["text"]}}
+
+
 def capabilities(service: Service) -> list[str]:
     if not service.pooling:
-        return ["completion"]
+        return ["completion", "multimodal"] if service.able else ["completion"]
     return ["embedding", "rerank"] if service.pooling == "Rank" else ["embedding"]

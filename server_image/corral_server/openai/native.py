@@ -99,7 +99,8 @@ def properties(service: Service, request: Request) -> dict[str, Any]:
         "bos_token": model.get("bos", ""),
         "eos_token": model.get("eos", ""),
         "build_info": FINGERPRINT,
-        "modalities": {"vision": False, "video": False, "audio": False},
+        "modalities": {"vision": bool(service.able.get("vision")), "video": False, "audio": bool(service.able.get("audio"))},
+        **({"media_marker": service.able["marker"]} if service.able else {}),
         "chat_template_caps": {
             "supports_tools": "tools" in with_tools, "supports_tool_calls": "tool_calls" in with_tools,
             "supports_parallel_tool_calls": dialect_of(with_tools).parallel, "supports_reasoning_effort": "reasoning_effort" in template,

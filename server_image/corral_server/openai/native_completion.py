@@ -1,18 +1,21 @@
 """`/completion` and `/infill`: llama.cpp's own fields and answers."""
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from corral_server.channel import Message
+from corral_server.decoding import Decoded
 from corral_server.engine_client import EngineError
 from corral_server.openai import fields
 from corral_server.openai.answers import EventStream, Usage, counted_response, engine_error_event, unless_gone
 from corral_server.openai.errors import invalid
 from corral_server.openai.generation import Begun, Generation, begin
 from corral_server.openai.infilling import infill_prompt
+from corral_server.openai.media import PLAIN_MARK, MediaParts
 from corral_server.openai.native_answer import Answer, Asked
 from corral_server.openai.native_fields import native_fields
 from corral_server.openai.native_settings import settings
@@ -25,8 +28,9 @@ _MAX_PROBABILITIES = 1024
 
 async def completion(service: Service, request: Request) -> Response:
     body = fields.parse_body(await service.body(request))
-    prompts, several = parse_prompts(body.get("prompt"))
-    return await _answer(service, request, body, prompts, "prompt", several=several)
+    media = MediaParts(service.able)
+    prompts, several = parse_prompts(body.get("prompt"), media)
+    return await _answer(service, request, body, prompts, "prompt", several=several, media=media)
 
 
 async def infill(service: Service, request: Request) -> Response:
@@ -38,24 +42,34 @@ async def infill(service: Service, request: Request) -> Response:
     return await _answer(service, request, body, [prompt], "input_prefix", several=False)
 
 
-def parse_prompts(raw: Any) -> tuple[list[Any], bool]:
+def parse_prompts(raw: Any, media: MediaParts | None = None) -> tuple[list[Any], bool]:
     """The prompts of a request, and whether a list of answers is expected: a text, token numbers, both mixed, an object, or a list of those."""
     if isinstance(raw, list) and raw and len(raw) <= _MAX_PROMPTS and not all(_is_piece(p) for p in raw):
-        return [_one_prompt(p) for p in raw], True
+        return [_one_prompt(p, media, f"prompt[{index}]") for index, p in enumerate(raw)], True
     if isinstance(raw, list) and len(raw) > 1 and all(isinstance(p, str) for p in raw):
         return list(raw), True
-    return [_one_prompt(raw)], False
+    return [_one_prompt(raw, media, "prompt")], False
 
 
 def _is_piece(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31)
 
 
-def _one_prompt(raw: Any) -> Any:
+@dataclass(frozen=True)
+class _Shown:
+    """A prompt with marks, and which of the request's files belong to it."""
+
+    text: str
+    start: int
+    end: int
+
+
+def _one_prompt(raw: Any, media: MediaParts | None, where: str) -> Any:
     if isinstance(raw, dict):
-        if raw.get("multimodal_data"):
-            raise invalid("prompt", "prompt holds multimodal_data, but this model takes text only")
+        files = raw.get("multimodal_data")
         raw = raw.get("prompt_string")
+        if files:
+            return _shown(raw, files, media or MediaParts({}), where)
     if isinstance(raw, str) or (isinstance(raw, list) and raw and all(_is_piece(p) for p in raw)):
         return raw
     raise invalid(
@@ -63,7 +77,22 @@ def _one_prompt(raw: Any) -> Any:
     )
 
 
-async def _answer(service: Service, request: Request, body: dict[str, Any], prompts: list[Any], param: str, *, several: bool) -> Response:
+def _shown(text: Any, files: Any, media: MediaParts, where: str) -> _Shown:
+    if not isinstance(text, str) or not isinstance(files, list):
+        raise invalid("prompt", f"{where} has to hold prompt_string, a string, and multimodal_data, a list")
+    start = len(media.items)
+    for index, data in enumerate(files):
+        media.any(data, f"{where}.multimodal_data[{index}]")
+    if media.mark not in text:
+        text = text.replace(PLAIN_MARK, media.mark)
+    if text.count(media.mark) != len(files):
+        raise invalid("prompt", f"{where} has {text.count(media.mark)} places marked {PLAIN_MARK} for {len(files)} images or pieces of audio")
+    return _Shown(text, start, len(media.items))
+
+
+async def _answer(
+    service: Service, request: Request, body: dict[str, Any], prompts: list[Any], param: str, *, several: bool, media: MediaParts | None = None
+) -> Response:
     limits = [fields.whole(body, name, -1, 1 << 31) for name in ("n_predict", "max_completion_tokens", "max_tokens")]
     limit = next((found for found in limits if found is not None), None)
     sampling = sampling_of(body, service.defaults, vocabulary=service.vocabulary, texts=True)
@@ -92,7 +121,9 @@ async def _answer(service: Service, request: Request, body: dict[str, Any], prom
         "cache_prompt": fields.flag(body, "cache_prompt", default=True),
         **own.job, "tells_tokens": True, "tells_prompt": True, **_lazy(body, constraint),
     }  # fmt: skip
-    jobs = [{**job, "prompt": p, "sampling": _reseeded(sampling, i)} for p in prompts for i in range(count)]
+    decoded = await service.decoded(request, media.items) if media is not None else None
+    asks = [_asking(p, decoded) for p in prompts]
+    jobs = [{**job, **ask, "sampling": _reseeded(sampling, i)} for ask in asks for i in range(count)]
     generation = Generation(engine, jobs)
     usage = Usage()
     if streaming:
@@ -103,6 +134,12 @@ async def _answer(service: Service, request: Request, body: dict[str, Any], prom
         usage.add(answer.usage, first=index % count == 0)
     shapes = [answer.whole() for answer in answers]
     return counted_response(request, shapes if several or count > 1 else shapes[0], usage)
+
+
+def _asking(prompt: Any, decoded: Decoded | None) -> dict[str, Any]:
+    if isinstance(prompt, _Shown) and decoded is not None:
+        return {"prompt": prompt.text, "media": decoded.some(prompt.start, prompt.end)}
+    return {"prompt": prompt}
 
 
 def _lazy(body: dict[str, Any], constraint: dict[str, Any]) -> dict[str, Any]:

@@ -6,10 +6,12 @@ from typing import Any
 
 import orjson
 
+from corral_server.decoding import MediaItem
 from corral_server.dialects.formats import COMMAND, GENERIC, Dialect, Thinking, dialect_of, thinking_of
 from corral_server.openai import fields
 from corral_server.openai.continuing import beginning_of, with_beginning
 from corral_server.openai.errors import invalid
+from corral_server.openai.media import MediaParts
 from corral_server.openai.messages import parse_messages
 from corral_server.openai.service import Service
 from corral_server.openai.tools import Toolbox, parse_tools
@@ -28,11 +30,14 @@ class Prompt:
     """Whether thoughts are told apart."""
     opened: bool
     """It ends within a thought."""
+    media: list[MediaItem]
+    """What it shows, in the order of the marks in its text."""
 
 
 async def render_prompt(service: Service, body: dict[str, Any], named: Sequence[str] | None = None) -> Prompt:
     """The prompt of a chat body, tools and all; `named`: what the client's own body calls the messages."""
-    messages = parse_messages(body, named)
+    media = MediaParts(service.able)
+    messages = parse_messages(body, named, media)
     toolbox = parse_tools(body)
     extra = dict(fields.mapping(body, "chat_template_kwargs"))
     if isinstance(extra.get("enable_thinking"), str):
@@ -64,7 +69,7 @@ async def render_prompt(service: Service, body: dict[str, Any], named: Sequence[
     elif extra.get("enable_thinking") is False:
         text = _without_thought(text, dialect, marks)
     opened = text.rstrip().endswith(marks.opening) or (begun is not None and begun.in_thought and marks.closing in template)
-    return Prompt(text, toolbox, dialect, template, thinks=_reasoning(service, body), opened=opened)
+    return Prompt(text, toolbox, dialect, template, thinks=_reasoning(service, body), opened=opened, media=media.items)
 
 
 def _without_thought(text: str, dialect: Dialect, marks: Thinking) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from starlette.requests import Request
 
 from corral_server.channel import Message
+from corral_server.decoding import Decoded, MediaError, MediaItem
 from corral_server.dialects.formats import Thinking
 from corral_server.dialects.grammars import content_grammar
 from corral_server.engine_client import EngineClient
@@ -41,6 +42,11 @@ class Service:
     def vocabulary(self) -> int:
         """How many tokens the model has; 0 while it is not loaded."""
         return int(self.model.get("vocabulary", 0))
+
+    @property
+    def able(self) -> Mapping[str, Any]:
+        """What the loaded model's projector takes; empty without one."""
+        return dict(self.model.get("media") or {})
 
     @property
     def path(self) -> str:
@@ -93,6 +99,15 @@ class Service:
             return await unless_gone(request, stream.last())
         finally:
             stream.close()
+
+    async def decoded(self, request: Request, items: list[MediaItem]) -> Decoded | None:
+        """The images and audio of a request, ready for the engine."""
+        if not items:
+            return None
+        try:
+            return await unless_gone(request, self._supervisor.decoding.decode(items, int(self.able.get("sampleRate", 0))))
+        except MediaError as error:
+            raise invalid(error.where, str(error)) from None
 
     async def constraint(self, body: Mapping[str, Any], thinking: Thinking | None = None) -> dict[str, Any]:
         """The grammar that a request asks for, in any of the ways to ask: `response_format`, or llama.cpp's `grammar` and `json_schema`."""

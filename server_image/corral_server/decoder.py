@@ -1,0 +1,113 @@
+"""The process that decodes the images and audio of one request: files that strangers made are read where a crash harms nobody else.
+
+Forked from the zygote for each request that brings any; its memory and its time are limited. What it decodes it writes into memory that the
+supervisor gave it, for the engine to read.
+"""
+
+import base64
+import binascii
+import ctypes
+import os
+import resource
+import socket
+from typing import Any
+
+from corral_server.channel import BlockingChannel
+
+_ROOM = 1 << 30
+_SECONDS = 20
+MOST_PIXELS = 36_000_000
+MOST_SAMPLES = 36_000_000
+_MOST_SLENDER = 100
+"""Longer than so many times its width, no projector makes anything of a picture."""
+
+
+class UnreadableError(Exception):
+    """A part that cannot be decoded; the text says why."""
+
+
+def main(sock: socket.socket) -> None:
+    channel = BlockingChannel(sock)
+    order = channel.receive(None)[0]
+    from corral_server.engine.library import multimodal  # noqa: PLC0415  its own pictures are read as llama.cpp reads them
+
+    library = multimodal()._libmtmd  # noqa: SLF001  stb_image has no bindings
+    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + _ROOM, used + _ROOM))
+    resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    target = os.open(order["path"], os.O_RDWR | os.O_CLOEXEC)
+    found: list[dict[str, Any]] = []
+    at = 0
+    for index, part in enumerate(order["parts"]):
+        try:
+            described, data = _decoded(part, library, order["sampleRate"])
+        except UnreadableError as error:
+            channel.send({"index": index, "error": str(error)})
+            return
+        except MemoryError:
+            channel.send({"index": index, "error": "takes too much memory to decode"})
+            return
+        _write(target, data, at)
+        found.append({**described, "at": at, "bytes": len(data)})
+        at += len(data)
+    channel.send({"media": found})
+
+
+def _write(target: int, data: memoryview, at: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(target, data[done:], at + done)
+
+
+def _decoded(part: dict[str, str], library: Any, rate: int) -> tuple[dict[str, Any], memoryview]:
+    try:
+        raw = base64.b64decode("".join(part["data"].split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise UnreadableError("is not base64") from None
+    audible = raw[:4] == b"fLaC" or raw[:3] == b"ID3" or (raw[:4] == b"RIFF" and raw[8:12] == b"WAVE") or _is_mp3(raw)
+    if part["kind"] not in ("any", "audio" if audible else "image"):
+        raise UnreadableError("holds no audio that can be read: WAV, MP3 or FLAC" if part["kind"] == "audio" else "holds audio, not an image")
+    return _sound(raw, rate) if audible else _picture(raw, library)
+
+
+def _is_mp3(raw: bytes) -> bool:
+    return len(raw) > 2 and raw[0] == 0xFF and raw[1] & 0xE0 == 0xE0 and raw[1:2] != b"\xff" and raw[:3] != b"\xff\xd8\xff"
+
+
+def _picture(raw: bytes, library: Any) -> tuple[dict[str, Any], memoryview]:
+    width, height, channels = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    sizes = ctypes.byref(width), ctypes.byref(height), ctypes.byref(channels)
+    if not library.stbi_info_from_memory(raw, len(raw), *sizes):
+        raise UnreadableError("is no image that can be read: JPEG, PNG, GIF or BMP")
+    x, y = width.value, height.value
+    if x < 1 or y < 1 or x * y > MOST_PIXELS:
+        raise UnreadableError(f"has {x} x {y} pixels; {MOST_PIXELS} are allowed")
+    if max(x, y) > _MOST_SLENDER * min(x, y):
+        raise UnreadableError(f"has {x} x {y} pixels; a side may be at most {_MOST_SLENDER} times the other")
+    load = library.stbi_load_from_memory
+    load.restype = ctypes.c_void_p
+    pixels = load(raw, len(raw), *sizes, 3)
+    if not pixels or (width.value, height.value) != (x, y):
+        raise UnreadableError("is a damaged image")
+    # Freed by the exit.
+    data = memoryview((ctypes.c_uint8 * (x * y * 3)).from_address(pixels)).cast("B")
+    return {"kind": "image", "width": x, "height": y}, data
+
+
+def _sound(raw: bytes, rate: int) -> tuple[dict[str, Any], memoryview]:
+    if not rate:
+        raise UnreadableError("holds audio; this model takes none")
+    import miniaudio  # noqa: PLC0415  only requests with audio come here
+
+    try:
+        found = miniaudio.decode(raw, output_format=miniaudio.SampleFormat.FLOAT32, nchannels=1, sample_rate=rate)
+    except miniaudio.MiniaudioError as error:
+        raise UnreadableError(f"is damaged audio: {error}") from None
+    count = len(found.samples)
+    if count < rate // 100:
+        raise UnreadableError(f"is audio of {count} samples at {rate} Hz; it has to last a hundredth of a second")
+    if count > MOST_SAMPLES:
+        raise UnreadableError(f"is audio of {count // rate} seconds; {MOST_SAMPLES // rate} are allowed")
+    return {"kind": "audio"}, memoryview(found.samples).cast("B")

@@ -1,0 +1,112 @@
+"""Images and audio from the supervisor's side: has them decoded by a process of their own, and keeps what comes out until the engine has it."""
+
+import asyncio
+import os
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from corral_server.nursery import Child, Nursery
+
+TIME_LIMIT = 30.0
+_AT_ONCE = 4
+"""Requests whose decoded images and audio may lie in memory at the same time."""
+
+
+@dataclass(frozen=True)
+class MediaItem:
+    """A part of a request that is no text. `kind`: image, audio or any; `data`: the file in base64; `where`: the field that it is in."""
+
+    kind: str
+    data: str
+    where: str
+
+
+class MediaError(Exception):
+    """A part that cannot be used."""
+
+    def __init__(self, where: str, message: str) -> None:
+        super().__init__(f"{where} {message}")
+        self.where = where
+
+
+class Decoded:
+    """What a request's files came to, in memory that the engine can open. Gone once every job that was given some of it has it."""
+
+    def __init__(self, descriptor: int, orders: list[dict[str, Any]], room: asyncio.Semaphore) -> None:
+        path = f"/proc/{os.getpid()}/fd/{descriptor}"
+        self.orders = [{**order, "path": path} for order in orders]
+        self._holds = 0
+        self._close = weakref.finalize(self, _closed, descriptor, room)
+
+    def hold(self) -> None:
+        self._holds += 1
+
+    def let_go(self) -> None:
+        self._holds -= 1
+        if self._holds <= 0:
+            self._close()
+
+    def some(self, start: int, end: int) -> "Media | None":
+        return Media(self, self.orders[start:end]) if end > start else None
+
+
+@dataclass(frozen=True, eq=False)
+class Media:
+    """Those of a request's images and audio that belong to one prompt."""
+
+    whole: Decoded
+    orders: list[dict[str, Any]]
+
+
+def _closed(descriptor: int, room: asyncio.Semaphore) -> None:
+    os.close(descriptor)
+    room.release()
+
+
+class Decoding:
+    def __init__(self, nursery: Nursery) -> None:
+        self._nursery = nursery
+        self._room = asyncio.Semaphore(_AT_ONCE)
+
+    async def decode(self, items: Sequence[MediaItem], sample_rate: int) -> Decoded:
+        """Pixels and samples; MediaError names the part that has none."""
+        await self._room.acquire()
+        descriptor = -1
+        try:
+            descriptor = os.memfd_create("corral-media", os.MFD_CLOEXEC)
+            found = await self._ask(items, sample_rate, f"/proc/{os.getpid()}/fd/{descriptor}")
+        except BaseException:
+            self._room.release()
+            if descriptor >= 0:
+                os.close(descriptor)
+            raise
+        return Decoded(descriptor, found, self._room)
+
+    async def _ask(self, items: Sequence[MediaItem], sample_rate: int, path: str) -> list[dict[str, Any]]:
+        child = await self._nursery.fork("decoder")
+        try:
+            child.channel.send({"path": path, "sampleRate": sample_rate, "parts": [{"kind": i.kind, "data": i.data} for i in items]})
+            answer = await asyncio.wait_for(_answer(child), TIME_LIMIT)
+        except TimeoutError:
+            raise MediaError(_all(items), f"took longer than {TIME_LIMIT:.0f} s to decode") from None
+        finally:
+            child.kill()
+            child.channel.close()
+        if answer is None:
+            raise MediaError(_all(items), "could not be decoded: it ended the process that read it")
+        if "error" in answer:
+            raise MediaError(items[answer["index"]].where, answer["error"])
+        found: list[dict[str, Any]] = answer["media"]
+        return found
+
+
+async def _answer(child: Child) -> dict[str, Any] | None:
+    async for message in child.channel.messages():
+        return message
+    return None
+
+
+def _all(items: Sequence[MediaItem]) -> str:
+    return items[0].where if len(items) == 1 else f"one of {', '.join(i.where for i in items)}"
