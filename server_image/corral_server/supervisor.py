@@ -199,10 +199,11 @@ class Supervisor:
             self.notify_cheaply()
 
     def warm(self) -> Refusal | None:
-        """Read the file into the page cache, ahead of a wake."""
-        if not self.path:
+        """Read the files into the page cache, ahead of a wake."""
+        if self._files is None:
             return Refusal("WrongState", f"the server is {self.life.state}; it has no file yet")
-        self._spawn(asyncio.to_thread(warm, self.path))
+        for file in self._files.all:
+            self._spawn(asyncio.to_thread(warm, file.path))
         return None
 
     # --- the engine

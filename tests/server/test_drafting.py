@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from tests.server.harness import Server
+from tests.server.test_estimate import anonymous, estimate
 from tests.support.greedy import assert_same_or_tied
-from tests.support.models import smollm2
+from tests.support.models import gemma, smollm2
 from tests.support.random_models import Shape, random_model
 
 from corral_server.engine.drafting import MOST, NgramDraft
@@ -89,7 +90,7 @@ WORDS = 49152
 
 
 def guessing(folder: Path, draft: Path, *, model: Path | None = None, **engine: object) -> Server:
-    settings = {"contextLength": 512, "draft": {"source": draft.as_uri()}, **engine}
+    settings = {"contextLength": 512, **engine, "draft": {"source": draft.as_uri()}}
     return Server((model or smollm2()).as_uri(), folder, engine=settings)
 
 
@@ -128,6 +129,176 @@ def test_a_model_that_guesses_for_itself_is_nearly_always_right_and_says_the_sam
         offered, accepted = (sum(column) for column in zip(*map(guesses, answers), strict=True))
         assert accepted > 200
         assert accepted > 0.95 * offered
+
+
+@pytest.mark.model
+def test_a_draft_that_knows_nothing_changes_no_answer_and_soon_rests(smol: Server, clueless: Server):
+    for prompt in PROMPTS[:3]:
+        without = complete(smol, prompt, n_probs=2)
+        assert_same_or_tied(without, complete(clueless, prompt, n_probs=2))
+        eager = complete(clueless, prompt, n_probs=2, **{"speculative.p_min": 0})
+        assert_same_or_tied(without, eager)
+        offered, accepted = guesses(eager)
+        # Four, two, one, and then one now and then.
+        assert 3 <= offered <= 16
+        assert accepted <= 2
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
+    """A small model of exact figures, alone and guessing for itself: here answers can be compared token by token, sampled ones too."""
+    model = random_model(EXACT)
+    engine = {"contextLength": 1024, "kvTokens": 2048, "microBatch": 64, "kvCache": "F32", "flashAttention": "Off"}
+    alone = Server(model.as_uri(), tmp_path_factory.mktemp("alone"), engine=engine)
+    with alone, guessing(tmp_path_factory.mktemp("guessing"), model, model=model, **engine) as other:
+        alone.load()
+        other.load()
+        yield alone, other
+
+
+EXACT = Shape("llama", layers=2, width=128, feed_forward=256, quantised="F32")
+BYTES = {"ignore_eos": True, "speculative.p_min": 0}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"temperature": 0.7, "seed": 11},
+        {"temperature": 1.3, "seed": 5, "top_k": 0, "top_p": 0.9},
+        {"temperature": 0.7, "seed": 3, "repeat_penalty": 1.3},
+        {"speculative.n_max": 1},
+        {"speculative.n_max": 3, "speculative.n_min": 3},
+        {"cache_prompt": True},
+    ],
+)
+def test_an_answer_is_the_same_token_by_token(pair: tuple[Server, Server], more: dict):
+    alone, guessing = pair
+    prompts = [f"{n} times something that is said" for n in range(6)]
+    plain = [complete(alone, p, **BYTES, **more)["tokens"] for p in prompts]
+    first = [complete(guessing, p, **(BYTES | more)) for p in prompts]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda p: complete(guessing, p, **(BYTES | more)), prompts))
+    assert [a["tokens"] for a in first] == plain
+    assert [a["tokens"] for a in together] == plain
+    assert all(guesses(a)[0] > 0 for a in [*first, *together])
+    if "temperature" not in more:
+        assert all(guesses(a)[0] == guesses(a)[1] for a in [*first, *together])
+
+
+def test_a_long_prompt_is_caught_up_with_in_pieces_and_shared_by_its_answers(pair: tuple[Server, Server]):
+    alone, guessing = pair
+    prompt = "what was said before, and " * 24
+    body = {"prompt": prompt, "max_tokens": 64, "temperature": 0.5, "seed": 1, "n": 3, **BYTES}
+    texts = [[c["text"] for c in s.http.post("/v1/completions", json=body).raise_for_status().json()["choices"]] for s in pair]
+    assert texts[0] == texts[1]
+    one = complete(guessing, prompt + "again", n_predict=64, **BYTES)
+    assert one["tokens"] == complete(alone, prompt + "again", n_predict=64, **BYTES)["tokens"]
+    offered, accepted = guesses(one)
+    assert 20 < accepted == offered
+
+
+def test_answers_that_give_way_to_others_go_on_as_they_were(pair: tuple[Server, Server]):
+    alone, guessing = pair
+    prompts = [f"{n} " + "and so on " * 20 for n in range(5)]
+    plain = [complete(alone, p, n_predict=700, **BYTES)["tokens"] for p in prompts]
+    with ThreadPoolExecutor(5) as pool:
+        crowded = list(pool.map(lambda p: complete(guessing, p, n_predict=700, **BYTES), prompts))
+    assert [a["tokens"] for a in crowded] == plain
+    assert all(guesses(a)[1] > 100 for a in crowded)
+
+
+def test_cancelled_answers_leave_nothing_behind(pair: tuple[Server, Server]):
+    alone, guessing = pair
+    for index in range(8):
+        body = {"prompt": f"{index % 3} begins", "n_predict": 500, "stream": True, **BYTES}
+        with guessing.http.stream("POST", "/completion", json=body) as answer:
+            lines = answer.iter_lines()
+            for _ in range(2 + 7 * index):
+                next(lines)
+    after = complete(guessing, "1 begins", n_predict=100, cache_prompt=True, **BYTES)
+    assert after["tokens"] == complete(alone, "1 begins", n_predict=100, **BYTES)["tokens"]
+    assert not any(s["is_processing"] for s in guessing.http.get("/slots").json())
+
+
+def test_what_a_request_says_of_its_guesses_holds(pair: tuple[Server, Server]):
+    alone, guessing = pair
+    assert "draft_n" not in complete(guessing, "none", **(BYTES | {"speculative.n_max": 0}))["timings"]
+    assert "draft_n" not in complete(guessing, "none", **(BYTES | {"speculative.n_min": MOST + 1}))["timings"]
+    assert "draft_n" not in complete(alone, "none", **BYTES)["timings"]
+    for server in pair:
+        for name, value in (("n_max", -1), ("n_min", "few"), ("p_min", 1.5)):
+            answer = server.http.post("/completion", json={"prompt": "none", f"speculative.{name}": value})
+            assert answer.status_code == 400
+            assert answer.json()["error"]["message"].startswith(f"speculative.{name} is ")
+    settings = [complete(s, "none", n_predict=1)["generation_settings"]["speculative.types"] for s in (alone, guessing)]
+    assert settings == ["none", "draft-simple"]
+
+
+def test_after_a_sleep_a_conversation_and_its_guesses_go_on(pair: tuple[Server, Server]):
+    alone, guessing = pair
+    prompt = "a conversation that goes on and on " * 8
+    first = complete(guessing, prompt, cache_prompt=True, n_predict=32, **BYTES)
+    assert guessing.drain(ifIdle=True).status_code == 200
+    assert guessing.sleep().status_code == 200
+    guessing.load()
+    longer = first["tokens"] + [70, 71, 72]
+    tokens = guessing.http.post("/tokenize", json={"content": prompt, "add_special": True}).json()["tokens"] + longer
+    again = complete(guessing, tokens, cache_prompt=True, **BYTES)
+    assert again["timings"]["cache_n"] > 250
+    assert again["tokens"] == complete(alone, tokens, **BYTES)["tokens"]
+    assert guesses(again)[1] > 20
+
+
+@pytest.mark.model
+def test_a_draft_that_cannot_guess_is_a_load_that_failed_and_says_why(tmp_path: Path):
+    llama, gemma3, lfm2 = (random_model(Shape(name)) for name in ("llama", "gemma3", "lfm2"))
+    nonsense = tmp_path / "nonsense.gguf"
+    nonsense.write_bytes(b"nonsense" * 100)
+    for number, (model, draft, reason, says) in enumerate(
+        (
+            (smollm2(), gemma(), "InvalidEngineSettings", "another vocabulary: it is of the type SPM, the model's is BPE"),
+            (llama, random_model(Shape("llama", vocabulary=700)), "InvalidEngineSettings", "it has 700 tokens, the model has 512"),
+            (llama, lfm2, "InvalidEngineSettings", "lfm2"),
+            (random_model(Shape("gemma3", window=256)), llama, "InvalidEngineSettings", "sliding windows"),
+        )
+    ):
+        with guessing(tmp_path / str(number), draft, model=model) as server:
+            server.until("Sleeping")
+            assert server.wake().status_code == 202
+            status = server.until("Sleeping", "Loaded")
+            assert (status["state"], status["error"]["reason"], status["error"]["retry"]) == ("Sleeping", reason, False)
+            assert says in status["error"]["message"]
+        promised = estimate(model.as_uri(), tmp_path, spec={"engine": {"draft": {"source": draft.as_uri()}}})
+        assert (promised["ok"], promised["reason"]) == (False, reason)
+        assert says in promised["message"]
+    with guessing(tmp_path / "nonsense", nonsense, model=llama) as server:
+        error = server.until("Failed")["error"]
+        assert (error["reason"], "nonsense.gguf" in error["message"]) == ("NotAGGUF", True)
+    with guessing(tmp_path / "windows", gemma3, model=llama) as server:
+        server.load()
+        assert complete(server, "any", **BYTES)["tokens_predicted"] == 48
+
+
+@pytest.mark.model
+def test_what_was_promised_covers_what_both_use(tmp_path: Path):
+    model = random_model(Shape("llama", layers=6, width=256, feed_forward=512, vocabulary=WORDS, words_of=smollm2()))
+    engine = {"contextLength": 512, "kvTokens": 1024}
+    promised = estimate(model.as_uri(), tmp_path, spec={"engine": {**engine, "draft": {"source": smollm2().as_uri()}}})
+    bare = estimate(model.as_uri(), tmp_path, spec={"engine": engine})
+    assert promised["weights"] > bare["weights"] + smollm2().stat().st_size * 0.9
+    assert sum(n * kv for n, _, kv in promised["perLayer"]) == promised["kvCache"] > 3 * bare["kvCache"]
+    with guessing(tmp_path / "run", smollm2(), model=model, **engine) as server:
+        status = server.load()
+        for index in range(3):
+            ask = {"prompt": f"{index} " + "words and more words " * 30, "max_tokens": 24, "n": 4, "logprobs": 5, **BYTES}
+            server.http.post("/v1/completions", json=ask).raise_for_status()
+        tree = server.tree()
+        used = sum(anonymous(p) for p in [server.process.pid, *tree["zygote"], *tree["children"]])
+        measured = {k: status["memory"][k] for k in ("weights", "kvCache", "compute")}
+    assert {k: promised[k] for k in measured} == measured
+    total = used + promised["weights"] - status["memory"]["repacked"]
+    assert total <= promised["total"] <= total * 1.15
 
 
 def test_what_followed_before_is_guessed():

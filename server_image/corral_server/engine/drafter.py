@@ -33,6 +33,11 @@ class _Guess:
     """Where its next token's logits are; -1 while it has none."""
 
 
+def _worth_waiting(guess: _Guess, start: int, other: _Guess) -> bool:
+    """Whether most of what one lacks is being evaluated for another answer: answers to one prompt begin together."""
+    return len(guess.tokens) - start > _WORTH_BORROWING and common_prefix(other.tokens, guess.tokens) >= start + _WORTH_BORROWING
+
+
 class Drafter:
     def __init__(self, draft: DraftModel, vocabulary: Vocabulary) -> None:
         self._context = draft.context
@@ -70,6 +75,8 @@ class Drafter:
         fed: list[tuple[_Guess, Sequence[int]]] = []
         for guess in sorted(wanted, key=lambda w: len(w.tokens) - starts[w]):
             start = starts[guess]
+            if any(_worth_waiting(guess, start, other) for other, _ in fed):
+                continue
             piece = guess.tokens[start : start + self._batch.room]
             if not piece:
                 break
