@@ -1,14 +1,16 @@
 """The pod server beside a llama-server: the same file, threads and slots, asked by the same clients on the same cores, in turns.
 
-    python bench/server.py --model FILE.gguf [--llama-server PATH] [--rounds 5] [--threads 2] [--slots 16]
+    python bench/server.py --model FILE.gguf [--llama-server PATH] [--rounds 5] [--threads 2] [--slots 16] [--grammar] [--json FILE]
 
-Prints one line per server, number of clients and prompt length: generated and prompt tokens per second, time to first token, time between tokens,
-processor seconds per token, resident memory; each as median and range over the rounds. Nothing else should run on the machine meanwhile.
+`--grammar` measures everything a second time beside one client more, whose answers are held to a JSON schema and are not counted. Prints one line per
+server, number of clients and prompt length: generated and prompt tokens per second, time to first token, time between tokens, processor seconds per
+token, resident memory; each as median and range over the rounds. Nothing else should run on the machine meanwhile.
 """
 
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import socket
 import statistics
@@ -121,13 +123,41 @@ async def ask(session: aiohttp.ClientSession, target: Target, prompt: str, token
     return sample
 
 
-async def measure(target: Target, clients: int, words: int, tokens: int) -> dict[str, float]:
+SCHEMA = {
+    "type": "object", "required": ["name", "age", "tags", "address"], "additionalProperties": False,
+    "properties": {
+        "name": {"type": "string", "pattern": "^[A-Z][a-z]{2,12} [A-Z][a-z]{2,12}$"}, "age": {"type": "integer", "minimum": 0, "maximum": 130},
+        "tags": {"type": "array", "minItems": 3, "maxItems": 6, "items": {"enum": ["red", "green", "blue", "violet", "amber"]}},
+        "address": {
+            "type": "object", "required": ["street", "city"], "additionalProperties": False,
+            "properties": {"street": {"type": "string", "maxLength": 30}, "city": {"type": "string", "maxLength": 20}},
+        },
+    },
+}  # fmt: skip
+
+
+async def constrained(session: aiohttp.ClientSession, target: Target) -> None:
+    """Ask for one object after the other, at a temperature at which the model seldom writes JSON by itself."""
+    form = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA}}
+    body = {"messages": [{"role": "user", "content": "Tell me about somebody."}], "temperature": 1.5, "max_tokens": 200, "response_format": form}
+    while True:
+        async with session.post(f"{target.url}/v1/chat/completions", json=body, headers=target.headers) as answer:
+            answer.raise_for_status()
+            await answer.read()
+
+
+async def measure(target: Target, clients: int, words: int, tokens: int, *, grammar: bool = False) -> dict[str, float]:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=900), connector=aiohttp.TCPConnector(limit=0)) as session:
         # A different beginning for each client, so that nobody lives off another's prefix.
         prompts = [f"{n} is the number of this story. " + "The sea was calm and " * (words // 5) for n in range(clients)]
+        beside = asyncio.create_task(constrained(session, target)) if grammar else None
         cpu, door, begin = cpu_seconds(target.pid), own_cpu(target.pid), time.perf_counter()
         samples = await asyncio.gather(*(ask(session, target, p, tokens) for p in prompts))
         wall = time.perf_counter() - begin
+        if beside is not None:
+            beside.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await beside
     total = sum(s.tokens for s in samples)
     firsts = sorted(s.first for s in samples)
     gaps = sorted(g for s in samples for g in s.gaps) or [0.0]
@@ -160,9 +190,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 8, 16])
     parser.add_argument("--words", type=int, nargs="+", default=[20, 400])
+    parser.add_argument("--grammar", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    results: dict[tuple[str, int, int], list[dict[str, float]]] = {}
+    results: dict[tuple[str, int, int, bool], list[dict[str, float]]] = {}
     with contextlib.ExitStack() as stack:
         shape: tuple[Any, ...] = (options.model, options.threads, options.slots, options.cells)
         targets = [stack.enter_context(corral(*shape))]
@@ -171,17 +202,17 @@ def main() -> None:
         for target in targets:
             asyncio.run(measure(target, 1, 20, 8))
         for _ in range(options.rounds):
-            for clients in options.clients:
-                for words in options.words:
-                    for target in targets:
-                        found = asyncio.run(measure(target, clients, words, options.tokens))
-                        results.setdefault((target.name, clients, words), []).append(found)
-                        print(f"# {target.name} {clients} {words} " + " ".join(f"{k}={v:.1f}" for k, v in found.items()), file=sys.stderr, flush=True)
-    for (name, clients, words), rounds in results.items():
+            for clients, words, grammar in itertools.product(options.clients, options.words, [False, True] if options.grammar else [False]):
+                for target in targets:
+                    found = asyncio.run(measure(target, clients, words, options.tokens, grammar=grammar))
+                    results.setdefault((target.name, clients, words, grammar), []).append(found)
+                    figures = " ".join(f"{k}={v:.1f}" for k, v in found.items())
+                    print(f"# {target.name} {clients} {words} {'grammar ' if grammar else ''}{figures}", file=sys.stderr, flush=True)
+    for (name, clients, words, grammar), rounds in results.items():
         figures = "  ".join(f"{k} {spread([r[k] for r in rounds])}" for k in rounds[0])
-        print(f"{name:12} clients {clients:2} words {words:4}  {figures}")
+        print(f"{name:12} clients {clients:2} words {words:4}{' beside a grammar' if grammar else ''}  {figures}")
     if options.json:
-        rows = [{"server": n, "clients": c, "words": w, "rounds": r} for (n, c, w), r in results.items()]
+        rows = [{"server": n, "clients": c, "words": w, "grammar": g, "rounds": r} for (n, c, w, g), r in results.items()]
         options.json.write_text(json.dumps(rows, indent=1))
 
 
