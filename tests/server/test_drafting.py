@@ -128,7 +128,9 @@ def test_a_model_that_guesses_for_itself_is_nearly_always_right_and_says_the_sam
     for answers in (alone, together):
         offered, accepted = (sum(column) for column in zip(*map(guesses, answers), strict=True))
         assert accepted > 200
-        assert accepted > 0.95 * offered
+        # Where two words are all but equally likely, the batch's shape decides, and what was guessed behind it falls too. None does in exact figures,
+        # see below.
+        assert accepted > 0.8 * offered, (offered, accepted)
 
 
 @pytest.mark.model
