@@ -125,10 +125,11 @@ class Sampler:
         return self._chosen(logits, token)
 
     def search(self, logits: FloatArray) -> Choice:
-        """The next token among those that the grammar allows: tens of milliseconds for a big vocabulary."""
+        """The next token among those that the grammar allows: milliseconds, tens of them for a big vocabulary where everything may come."""
         row = self._adjusted(logits) if self._adjusts else logits
         if self._grammar is not None:
-            row = self._grammar.masked(row)
+            enough = 0 if self._chain is not None else 1 if self.params.temperature <= 0 else self.params.top_k
+            row = self._grammar.masked(row, max(enough, 0))
         return self._chosen(logits, self._choose(row))
 
     def _chosen(self, logits: FloatArray, token: int) -> Choice:
