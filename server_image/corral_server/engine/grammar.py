@@ -101,8 +101,8 @@ class Grammar:
     def masked(self, row: FloatArray, enough: int = 0) -> FloatArray:
         """The row with every forbidden token at minus infinity. `enough`: so many of the best are all that matters; 0: all of them.
 
-        To ask about a whole vocabulary takes tens of milliseconds. So the likeliest are asked about first; when too few of them are allowed, each byte
-        that a token can begin with, and then only the tokens that begin with an allowed one.
+        To ask about a whole vocabulary takes tens of milliseconds. So the likeliest are asked about first; when too few of them are allowed, each
+        byte that a token can begin with, and then only the tokens that begin with an allowed one.
         """
         found = np.full_like(row, _NEGATIVE)
         if 0 < enough <= _LIKELIEST < len(row):
