@@ -12,12 +12,17 @@ import resource
 import socket
 from typing import Any
 
+import numpy as np
+
 from corral_server.channel import BlockingChannel
 
 _ROOM = 1 << 30
 _SECONDS = 20
-MOST_PIXELS = 36_000_000
-MOST_SAMPLES = 36_000_000
+_MOST_BYTES = 96 << 20
+"""All pixels and samples of one request: the footprint counts on it."""
+_MOST_PIXELS = 25_000_000
+_LOUDEST = 1000.0
+"""Full scale is 1; what no recording has would come out of the projector as no numbers."""
 _MOST_SLENDER = 100
 """Longer than so many times its width, no projector makes anything of a picture."""
 
@@ -48,6 +53,9 @@ def main(sock: socket.socket) -> None:
             return
         except MemoryError:
             channel.send({"index": index, "error": "takes too much memory to decode"})
+            return
+        if at + len(data) > _MOST_BYTES:
+            channel.send({"index": index, "error": f"is too much: the images and audio of a request may come to {_MOST_BYTES >> 20} MiB decoded"})
             return
         _write(target, data, at)
         found.append({**described, "at": at, "bytes": len(data)})
@@ -82,8 +90,8 @@ def _picture(raw: bytes, library: Any) -> tuple[dict[str, Any], memoryview]:
     if not library.stbi_info_from_memory(raw, len(raw), *sizes):
         raise UnreadableError("is no image that can be read: JPEG, PNG, GIF or BMP")
     x, y = width.value, height.value
-    if x < 1 or y < 1 or x * y > MOST_PIXELS:
-        raise UnreadableError(f"has {x} x {y} pixels; {MOST_PIXELS} are allowed")
+    if x < 1 or y < 1 or x * y > _MOST_PIXELS:
+        raise UnreadableError(f"has {x} x {y} pixels; {_MOST_PIXELS} are allowed")
     if max(x, y) > _MOST_SLENDER * min(x, y):
         raise UnreadableError(f"has {x} x {y} pixels; a side may be at most {_MOST_SLENDER} times the other")
     load = library.stbi_load_from_memory
@@ -108,6 +116,6 @@ def _sound(raw: bytes, rate: int) -> tuple[dict[str, Any], memoryview]:
     count = len(found.samples)
     if count < rate // 100:
         raise UnreadableError(f"is audio of {count} samples at {rate} Hz; it has to last a hundredth of a second")
-    if count > MOST_SAMPLES:
-        raise UnreadableError(f"is audio of {count // rate} seconds; {MOST_SAMPLES // rate} are allowed")
+    if not np.all(np.abs(np.frombuffer(found.samples, dtype=np.float32)) <= _LOUDEST):
+        raise UnreadableError("holds samples that are no sound: infinite, or no numbers")
     return {"kind": "audio"}, memoryview(found.samples).cast("B")

@@ -10,8 +10,8 @@ from typing import Any
 from corral_server.nursery import Child, Nursery
 
 TIME_LIMIT = 30.0
-_AT_ONCE = 4
-"""Requests whose decoded images and audio may lie in memory at the same time."""
+_AT_ONCE = 1
+"""Requests whose decoded images and audio may lie in memory at the same time: it takes milliseconds, and the footprint counts on it."""
 
 
 @dataclass(frozen=True)

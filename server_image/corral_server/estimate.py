@@ -19,7 +19,7 @@ from corral_server.download.get import Where
 from corral_server.download.header import HeaderBytes, read_header
 from corral_server.download.sources import split_parts
 from corral_server.kv_layers import kv_shares
-from corral_server.overhead import beside_bytes, overhead_bytes
+from corral_server.overhead import SHOWN, beside_bytes, overhead_bytes
 from corral_server.reasons import UNSUPPORTED_MODEL, UNSUPPORTED_SOURCE, Failure
 from corral_server.settings import Settings
 from corral_server.spec import ServerSpec, parse_spec
@@ -68,6 +68,8 @@ def estimate(source: str, spec_text: str, settings: Settings) -> dict[str, Any]:
         order["engine"] = spec_document.get("engine") or {}
         if draft:
             order["draft"] = _order(draft_parts, draft, Path(folder) / "draft")
+        if spec.projector:
+            order["projector"] = _order([read_header(spec.projector, where)], spec.projector, Path(folder) / "projector")
         probed = _probe(order)
     return _result(spec, parts, probed, adapters)
 
@@ -143,6 +145,11 @@ def _result(spec: ServerSpec, parts: list[HeaderBytes], probed: dict[str, Any], 
         entrance, exit_bytes = entrance + first, exit_bytes + last
         buffers = {kind: size + draft["buffers"][kind] for kind, size in buffers.items()}
         overhead += beside_bytes(draft["vocabulary"], plan["cells"], spec.engine.slots)
+    if projector := probed["projector"]:
+        # It lies whole on the device that also has the output.
+        exit_bytes += projector["weights"]
+        buffers = {kind: size + projector.get(kind, 0) for kind, size in buffers.items()}
+        overhead += SHOWN
     weights = buffers["weights"] + adapters
     result = {
         "ok": True,

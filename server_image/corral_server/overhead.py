@@ -10,6 +10,9 @@ PER_TOKEN_OF_VOCABULARY = 150
 PER_CELL = 120
 """Token numbers as Python objects, in the slot that holds them and in the request."""
 
+SHOWN = 288 << 20
+"""Where there is a projector: the largest images and audio of one request, three times over while they are decoded, handed on and made ready."""
+
 _WORKING_ROWS = 4
 
 

@@ -3,33 +3,20 @@
 Reads an order as JSON on stdin, answers with one line of JSON on stdout. It parses a stranger's file in C++, so it may die; its parent copes.
 """
 
-import ctypes
 import json
 import sys
 import time
 from typing import Any
 
 from corral_server.engine.draft_model import open_draft
-from corral_server.engine.library import LIB, L, Log
-from corral_server.engine.memory import breakdown
+from corral_server.engine.library import L, Log
+from corral_server.engine.media_memory import projector_memory
+from corral_server.engine.memory import breakdown, tensor_bytes
 from corral_server.engine.model import load_model, make_context, metadata
 from corral_server.engine.plan import EnginePlan, ModelFacts, make_plan
 from corral_server.gguf_header import parse_header
-from corral_server.reasons import NOT_A_GGUF, UNSUPPORTED_MODEL, Failure
+from corral_server.reasons import NOT_A_GGUF, Failure
 from corral_server.spec import parse_engine
-
-
-def tensor_bytes(kind: int, shape: list[int]) -> int:
-    """As ggml stores it; Failure for a type that this library does not know."""
-    blck, size = LIB.ggml_blck_size, LIB.ggml_type_size
-    blck.restype, size.restype = ctypes.c_int64, ctypes.c_size_t
-    blck.argtypes = size.argtypes = [ctypes.c_int]
-    if not 0 <= kind < 64 or not size(kind):
-        raise Failure(UNSUPPORTED_MODEL, f"a tensor has the type {kind}, which this llama.cpp does not know")
-    count = 1
-    for dimension in shape:
-        count *= dimension
-    return int(count // blck(kind) * size(kind))
 
 
 def tensor_sizes(order: dict[str, Any]) -> dict[str, int]:
@@ -62,6 +49,9 @@ def measure(order: dict[str, Any]) -> dict[str, Any]:
     plan = make_plan(parse_engine(order["engine"]), ModelFacts.of(meta))
     context = make_context(model, plan, log)
     said = [line for line in log.everything or () if "llama_kv_cache" in line or "llama_memory_recurrent" in line]
+    # In its own process this may end it: a stranger's file is read in C++ here too.
+    seeing = order.get("projector")
+    projector = projector_memory(seeing["path"], offload=False, flash_attention=plan.flash_attention, source=seeing["source"]) if seeing else None
     draft = _measure_draft(order["draft"], model, plan, log) if order.get("draft") else None
     return {
         "meta": {k: v for k, v in meta.items() if len(v) < 200},
@@ -79,6 +69,7 @@ def measure(order: dict[str, Any]) -> dict[str, Any]:
         "tensors": sizes,
         "kvLines": said,
         "draft": draft,
+        "projector": projector,
         "seconds": time.perf_counter() - begin,
     }
 

@@ -1,6 +1,10 @@
 """A model with a projector: images and audio in every API, the prefix cache, wrong files, and the projector that does not fit."""
 
 import base64
+import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +12,7 @@ from typing import Any
 
 import openai
 import pytest
-from tests.server.harness import Server
+from tests.server.harness import ROOT, Server
 from tests.support.projectors import Eyes, png, projector, wav
 from tests.support.random_models import Shape, random_model
 
@@ -245,3 +249,61 @@ def test_a_projector_that_is_none_fails_before_the_load(tmp_path: Path) -> None:
     (tmp_path / "eyes.gguf").write_bytes(b"no projector at all")
     with Server(random_model(Shape("llama")).as_uri(), tmp_path / "server", projector=(tmp_path / "eyes.gguf").as_uri()) as server:
         assert server.until("Failed")["error"]["reason"] == "NotAGGUF"
+
+
+@pytest.mark.parametrize(
+    ("shape", "eyes"),
+    [
+        pytest.param(Shape("gemma3", window=64), Eyes(audio=""), id="window"),
+        pytest.param(Shape("qwen2vl"), Eyes(vision="qwen2vl_merger", audio=""), id="positions-of-rows-and-columns"),
+        pytest.param(Shape("lfm2"), Eyes(audio=""), id="partly-recurrent"),
+    ],
+)
+def test_what_is_kept_of_an_image_is_right_with_every_memory(tmp_path: Path, shape: Shape, eyes: Eyes) -> None:
+    more = " and then words enough for a window to pass over the image" * 3
+    opening = ("look ", image(1, width=120, height=60), more)
+    asks = [opening, opening, (*opening, " and more"), ("look ", image(2, width=120, height=60), more), opening, ("look",)]
+    with Server(random_model(shape).as_uri(), tmp_path, projector=projector(eyes).as_uri(), engine={"slots": 2}) as server:
+        server.load()
+        for ask in asks:
+            kept = said(server, *ask)
+            fresh = said(server, *ask, extra_body={"cache_prompt": False})
+            assert figures(kept)[0] == pytest.approx(figures(fresh)[0], abs=0.05)
+            assert kept.usage.prompt_tokens == fresh.usage.prompt_tokens
+        assert cached(said(server, *asks[0])) >= (0 if shape.architecture == "lfm2" else 10)
+
+
+def test_an_image_is_seen_again_after_a_sleep(tmp_path: Path) -> None:
+    with Server(random_model(Shape("llama")).as_uri(), tmp_path, projector=projector(Eyes()).as_uri()) as server:
+        server.load()
+        ask = ("what is it " * 12, image(1), "there")
+        before = said(server, *ask)
+        server.drain()
+        server.sleep()
+        server.load()
+        other, after = said(server, ask[0], image(2), ask[2]), said(server, *ask)
+        assert figures(after) == pytest.approx(figures(before), abs=0.02)
+        assert figures(other) != figures(before)
+
+
+def test_the_estimate_counts_the_projector(tmp_path: Path) -> None:
+    model, eyes = random_model(Shape("llama")), projector(Eyes())
+    plain, seeing = (estimated(tmp_path, {"source": model.as_uri(), "projector": found}) for found in ("", eyes.as_uri()))
+    assert 0 <= eyes.stat().st_size - (seeing["weights"] - plain["weights"]) < 64 << 10
+    assert seeing["compute"] > plain["compute"]
+    assert seeing["output"] - plain["output"] == seeing["weights"] - plain["weights"]
+    with Server(model.as_uri(), tmp_path / "server", projector=eyes.as_uri()) as server:
+        held = server.load()["memory"]
+        assert {kind: held[kind] for kind in ("weights", "kvCache", "compute")} == {kind: seeing[kind] for kind in ("weights", "kvCache", "compute")}
+    wrong = estimated(tmp_path, {"source": model.as_uri(), "projector": model.as_uri()})
+    assert not wrong["ok"]
+    assert "model.projector" in wrong["message"]
+
+
+def estimated(cache: Path, model: dict[str, str]) -> dict[str, Any]:
+    told = {"CORRAL_SPEC": json.dumps({"model": model}), "CORRAL_ALLOW_LOCAL_SOURCES": "1", "CORRAL_CACHE_DIR": str(cache / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-m", "corral_server", "estimate"],
+        env={**os.environ, **told, "PYTHONPATH": str(ROOT / "server_image")}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout.splitlines()[-1])

@@ -148,6 +148,7 @@ def _deepseek2(s: Shape, layer: int) -> Shapes:
 
 LAYERS: dict[str, Callable[[Shape, int], Shapes]] = {
     "llama": _llama, "qwen3": _qwen3, "qwen3moe": _qwen3moe, "gemma3": _gemma3, "lfm2": _lfm2, "mamba": _mamba, "deepseek2": _deepseek2,
+    "qwen2vl": _llama,
 }  # fmt: skip
 
 
@@ -219,6 +220,9 @@ def _keys(writer: gguf.GGUFWriter, s: Shape) -> None:
     writer.add_rope_dimension_count(s.head)
     if s.window:
         writer.add_sliding_window(s.window)
+    if s.architecture == "qwen2vl":
+        # Positions of an image's tokens have a row and a column beside their place in the text.
+        writer.add_rope_dimension_sections([s.head // 8, 3 * s.head // 16, 3 * s.head // 16, 0])
     if s.architecture == "qwen3moe":
         writer.add_expert_count(s.experts)
         writer.add_expert_used_count(s.experts_used)

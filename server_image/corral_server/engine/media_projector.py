@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 
 from corral_server.engine.jobs import RefusedError
-from corral_server.engine.library import L, Log, multimodal
+from corral_server.engine.library import LIB, L, Log, multimodal
 from corral_server.engine.media_marks import MediaPrompt, Span, make_mark
+from corral_server.engine.media_memory import projector_memory
 from corral_server.engine.plan import EnginePlan
 from corral_server.reasons import OUT_OF_MEMORY, UNSUPPORTED_MODEL, Failure
 
 M: Any = multimodal()
 _TEXT = 0
+_GPU = 1
 _BAD_COUNT = 1
 
 
@@ -31,6 +33,9 @@ class Projector:
         self.marker = f"<__media_{secrets.token_hex(8)}__>"
         params = M.mtmd_context_params_default()
         params.use_gpu = offload
+        if offload:
+            # The device of the output layer, as the footprint has it.
+            params.device = _last_device()
         params.print_timings = False
         params.n_threads = threads
         # Nobody can guess it, so nobody can write it into a text by chance or on purpose.
@@ -48,6 +53,7 @@ class Projector:
         self.audio = bool(M.mtmd_support_audio(self._handle))
         self.sample_rate = max(int(M.mtmd_get_audio_sample_rate(self._handle)), 0) if self.audio else 0
         self._many_positions = bool(M.mtmd_decode_use_mrope(self._handle))
+        self.memory = projector_memory(path, offload=offload, flash_attention=plan.flash_attention)
         self._width = int(L.llama_model_n_embd_inp(model))
 
     def describe(self) -> dict[str, Any]:
@@ -121,7 +127,9 @@ class Projector:
         if M.mtmd_encode_chunk(self._handle, span.chunk) != 0:
             return None
         made = M.mtmd_get_output_embd(self._handle)
-        return np.ctypeslib.as_array(made, shape=(span.count, self._width)).copy() if made else None
+        embedding = np.ctypeslib.as_array(made, shape=(span.count, self._width)).copy() if made else None
+        # One that is no number would make everything after it no number either.
+        return embedding if embedding is not None and np.isfinite(embedding).all() else None
 
     def decode(self, context: Any, span: Span, position: int, sequence: int, *, output: bool) -> tuple[int, int]:
         """Put an encoded span into a sequence; llama.cpp's code, and the index of its last row."""
@@ -157,6 +165,15 @@ class Projector:
         M.mtmd_helper_image_get_decoder_pos(image, first, array)
         fields = np.frombuffer(array, dtype=np.uint32).reshape(span.count, 4).astype(np.int32)
         return np.ascontiguousarray(fields[:, [0, 2, 1, 3]].T)
+
+
+def _last_device() -> int | None:
+    """The last of the accelerators that this process sees."""
+    count, get, kind = LIB.ggml_backend_dev_count, LIB.ggml_backend_dev_get, LIB.ggml_backend_dev_type
+    count.restype, get.restype, kind.restype = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
+    get.argtypes, kind.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+    devices = [get(index) for index in range(count())]
+    return next((device for device in reversed(devices) if kind(device) == _GPU), None)
 
 
 class _Owner:

@@ -4,11 +4,12 @@ import ctypes
 from typing import Any
 
 from corral_server.engine.library import LIB, L
+from corral_server.reasons import UNSUPPORTED_MODEL, Failure
 
 _SYMBOL = "_Z26llama_get_memory_breakdownPK13llama_context"
 
 
-class _MapHeader(ctypes.Structure):
+class MapHeader(ctypes.Structure):
     """libstdc++'s std::map as the library returns it: comparator, then the header node, then the count."""
 
     _fields_ = (
@@ -39,8 +40,8 @@ def breakdown(context: Any) -> dict[str, int]:
     """
     function = LIB[_SYMBOL]
     function.restype = None
-    function.argtypes = [ctypes.POINTER(_MapHeader), ctypes.c_void_p]
-    header = _MapHeader()
+    function.argtypes = [ctypes.POINTER(MapHeader), ctypes.c_void_p]
+    header = MapHeader()
     function(ctypes.byref(header), context)
     totals = {"weights": 0, "kvCache": 0, "compute": 0, "repacked": 0}
     mapped = False
@@ -60,3 +61,16 @@ def breakdown(context: Any) -> dict[str, int]:
         # The mapped range may or may not reach over the tensors that were copied.
         totals["weights"] = max(totals["weights"] - totals["repacked"], min(totals["weights"], L.llama_model_size(L.llama_get_model(context))))
     return totals
+
+
+def tensor_bytes(kind: int, shape: list[int]) -> int:
+    """As ggml stores it; Failure for a type that this library does not know."""
+    blck, size = LIB.ggml_blck_size, LIB.ggml_type_size
+    blck.restype, size.restype = ctypes.c_int64, ctypes.c_size_t
+    blck.argtypes = size.argtypes = [ctypes.c_int]
+    if not 0 <= kind < 64 or not size(kind):
+        raise Failure(UNSUPPORTED_MODEL, f"a tensor has the type {kind}, which this llama.cpp does not know")
+    count = 1
+    for dimension in shape:
+        count *= dimension
+    return int(count // blck(kind) * size(kind))

@@ -84,7 +84,7 @@ def _load(
         {
             "t": "loaded",
             "model": describe(model, meta, plan, vocabulary, draft, projector) | ({} if on_host or offload else {"warning": NO_GPU}),
-            "memory": _memory(context, draft),
+            "memory": _memory(context, draft, projector),
             "timings": {"load": load_seconds, "warmup": warm_seconds},
         }
     )
@@ -110,8 +110,12 @@ def _progress(channel: BlockingChannel, sizes: list[int]) -> list[Callable[[floa
     return [reporter(sum(sizes[:i]), size) for i, size in enumerate(sizes)]
 
 
-def _memory(context: Any, draft: DraftModel | None) -> dict[str, int]:
+def _memory(context: Any, draft: DraftModel | None, projector: "Projector | None") -> dict[str, int]:
     held = breakdown(context)
+    if projector is not None:
+        # Its weights are read, not mapped: anonymous memory, like those in another order.
+        weights, compute = projector.memory["weights"], projector.memory["compute"]
+        held = {**held, "weights": held["weights"] + weights, "repacked": held["repacked"] + weights, "compute": held["compute"] + compute}
     beside = breakdown(draft.context) if draft else {}
     return {kind: size + beside.get(kind, 0) for kind, size in held.items()}
 
