@@ -32,21 +32,31 @@ class MediaError(Exception):
 
 
 class Decoded:
-    """What a request's files came to, in memory that the engine can open. Gone once every job that was given some of it has it."""
+    """What a request's files came to, in memory that the engine can open. Gone once every job that was given some of it has it; the request's seat
+    is free once every job is over.
+    """
 
-    def __init__(self, descriptor: int, orders: list[dict[str, Any]], room: asyncio.Semaphore) -> None:
+    def __init__(self, descriptor: int, orders: list[dict[str, Any]], room: asyncio.Semaphore, seats: asyncio.Semaphore) -> None:
         path = f"/proc/{os.getpid()}/fd/{descriptor}"
         self.orders = [{**order, "path": path} for order in orders]
-        self._holds = 0
+        self._waiting = self._unfinished = 0
+        # Also where no job comes of it.
         self._close = weakref.finalize(self, _closed, descriptor, room)
+        self._leave = weakref.finalize(self, seats.release)
 
     def hold(self) -> None:
-        self._holds += 1
+        self._waiting += 1
+        self._unfinished += 1
 
-    def let_go(self) -> None:
-        self._holds -= 1
-        if self._holds <= 0:
+    def taken(self) -> None:
+        self._waiting -= 1
+        if self._waiting <= 0:
             self._close()
+
+    def over(self) -> None:
+        self._unfinished -= 1
+        if self._unfinished <= 0:
+            self._leave()
 
     def some(self, start: int, end: int) -> "Media | None":
         return Media(self, self.orders[start:end]) if end > start else None
@@ -66,12 +76,27 @@ def _closed(descriptor: int, room: asyncio.Semaphore) -> None:
 
 
 class Decoding:
-    def __init__(self, nursery: Nursery) -> None:
+    def __init__(self, nursery: Nursery, seats: int) -> None:
+        """`seats`: how many requests with images or audio the engine has at a time: each holds what was made of them until it is answered."""
         self._nursery = nursery
         self._room = asyncio.Semaphore(_AT_ONCE)
+        self._seats = asyncio.Semaphore(seats)
+        self.waiting = 0
 
     async def decode(self, items: Sequence[MediaItem], sample_rate: int) -> Decoded:
         """Pixels and samples; MediaError names the part that has none."""
+        self.waiting += 1
+        try:
+            await self._seats.acquire()
+        finally:
+            self.waiting -= 1
+        try:
+            return await self._seated(items, sample_rate)
+        except BaseException:
+            self._seats.release()
+            raise
+
+    async def _seated(self, items: Sequence[MediaItem], sample_rate: int) -> Decoded:
         await self._room.acquire()
         descriptor = -1
         try:
@@ -82,7 +107,7 @@ class Decoding:
             if descriptor >= 0:
                 os.close(descriptor)
             raise
-        return Decoded(descriptor, found, self._room)
+        return Decoded(descriptor, found, self._room, self._seats)
 
     async def _ask(self, items: Sequence[MediaItem], sample_rate: int, path: str) -> list[dict[str, Any]]:
         child = await self._nursery.fork("decoder")

@@ -39,29 +39,39 @@ class Stream:
         self.ended = False
         self._error: EngineError | None = None
         self._media: Media | None = None
+        self._taken = True
 
     def hold(self, media: Media | None) -> None:
         """Keep what the request shows until the engine has it."""
         self._media = media
+        self._taken = media is None
         if media is not None:
             media.whole.hold()
 
-    def let_go(self) -> None:
+    def _take(self) -> None:
+        if self._media is not None and not self._taken:
+            self._media.whole.taken()
+        self._taken = True
+
+    def over(self) -> None:
+        """Nothing more comes of it: what it shows is not needed any more."""
+        self._take()
         media, self._media = self._media, None
         if media is not None:
-            media.whole.let_go()
+            media.whole.over()
 
     def put(self, event: Message) -> None:
-        self.let_go()
+        self._take()
         if "taken" in event:
             return
         self._events.append(event)
         if "f" in event or "err" in event:
             self.ended = True
+            self.over()
         self._wake.set()
 
     def fail(self, error: EngineError) -> None:
-        self.let_go()
+        self.over()
         if not self.ended:
             self._error = error
             self.ended = True
@@ -127,7 +137,7 @@ class EngineClient:
         return stream
 
     def forget(self, stream: Stream) -> None:
-        stream.let_go()
+        stream.over()
         if self._streams.pop(stream.id, None) is not None and not stream.ended:
             stream.ended = True
             self.child.channel.send({"t": "cancel", "id": stream.id})

@@ -19,7 +19,7 @@ from corral_server.download.get import Where
 from corral_server.download.header import HeaderBytes, read_header
 from corral_server.download.sources import split_parts
 from corral_server.kv_layers import kv_shares
-from corral_server.overhead import SHOWN, beside_bytes, overhead_bytes
+from corral_server.overhead import SHOWN, SHOWN_PER_SLOT, beside_bytes, overhead_bytes
 from corral_server.reasons import UNSUPPORTED_MODEL, UNSUPPORTED_SOURCE, Failure
 from corral_server.settings import Settings
 from corral_server.spec import ServerSpec, parse_spec
@@ -149,7 +149,7 @@ def _result(spec: ServerSpec, parts: list[HeaderBytes], probed: dict[str, Any], 
         # It lies whole on the device that also has the output.
         exit_bytes += projector["weights"]
         buffers = {kind: size + projector.get(kind, 0) for kind, size in buffers.items()}
-        overhead += SHOWN
+        overhead += SHOWN + spec.engine.slots * SHOWN_PER_SLOT
     weights = buffers["weights"] + adapters
     result = {
         "ok": True,

@@ -13,6 +13,9 @@ PER_CELL = 120
 SHOWN = 288 << 20
 """Where there is a projector: the largest images and audio of one request, three times over while they are decoded, handed on and made ready."""
 
+SHOWN_PER_SLOT = 32 << 20
+"""What a request keeps of them until it is answered, in the projector's size."""
+
 _WORKING_ROWS = 4
 
 

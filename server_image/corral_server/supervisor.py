@@ -51,7 +51,7 @@ class Supervisor:
         self.threads = thread_count(spec.engine.threads, machine.cpu_limit(), machine.physical_cores())
         self.nursery = Nursery(dict(settings.environ), self.threads)
         self.rendering = Rendering(self.nursery)
-        self.decoding = Decoding(self.nursery)
+        self.decoding = Decoding(self.nursery, spec.engine.slots)
         self.engine: EngineClient | None = None
         self.path = ""
         self._files: Files | None = None

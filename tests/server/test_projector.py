@@ -307,3 +307,51 @@ def estimated(cache: Path, model: dict[str, str]) -> dict[str, Any]:
         env={**os.environ, **told, "PYTHONPATH": str(ROOT / "server_image")}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_more_requests_than_seats_are_all_answered_and_leave_nothing_behind(server: Server) -> None:
+    before = _open_files(server.process.pid)
+    answers: list[int] = []
+
+    def run(seed: int) -> None:
+        answers.append(said(server, image(seed), n=2).usage.prompt_tokens)
+
+    threads = [threading.Thread(target=run, args=(60 + index,)) for index in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 12
+    assert len(set(answers)) == 1
+    assert not [name for name in _open_files(server.process.pid) - before if "corral-media" in name]
+
+
+def _open_files(pid: int) -> set[str]:
+    found = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found.add(f"{entry.name} {entry.readlink()}")
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def test_text_is_answered_while_a_recording_is_read(server: Server) -> None:
+    order: list[str] = []
+
+    def hear() -> None:
+        said(server, *(sound(seed, 25.0) for seed in range(70, 74)))
+        order.append("heard")
+
+    thread = threading.Thread(target=hear)
+    with server.openai.chat.completions.create(
+        model="any", messages=[{"role": "user", "content": "tell"}], max_tokens=400, stream=True, extra_body={"ignore_eos": True}
+    ) as stream:
+        events = iter(stream)
+        next(events)
+        thread.start()
+        count = sum(1 for _ in events)
+    order.append("told")
+    thread.join()
+    assert count > 100
+    assert sorted(order) == ["heard", "told"]

@@ -104,6 +104,9 @@ class Service:
         """The images and audio of a request, ready for the engine."""
         if not items:
             return None
+        waiting, slots = self._supervisor.decoding.waiting, int(self.model.get("slots", 1))
+        if waiting >= slots * _QUEUE_PER_SLOT:
+            raise ApiError(429, "overloaded", f"{waiting} requests with images or audio wait for {slots} slots", headers={"retry-after": "1"})
         try:
             return await unless_gone(request, self._supervisor.decoding.decode(items, int(self.able.get("sampleRate", 0))))
         except MediaError as error:
