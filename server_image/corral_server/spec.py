@@ -58,6 +58,11 @@ class ServerSpec:
     cache_key: str = ""
     engine: EngineSpec = field(default_factory=EngineSpec)
 
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Sources of what goes with the model: its projector, its draft, its adapters."""
+        return tuple(s for s in (self.projector, self.engine.draft_source, *(a.source for a in self.engine.adapters)) if s)
+
 
 def _bad(path: str, value: object, right: str) -> Failure:
     return Failure(INVALID_ENGINE_SETTINGS, f"{path} is {json.dumps(value)}; it has to be {right}")

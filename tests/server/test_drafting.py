@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.server.harness import Server
 from tests.server.test_estimate import anonymous, estimate
+from tests.server.web_source import Site, serving
 from tests.support.greedy import assert_same_or_tied
 from tests.support.models import gemma, smollm2
 from tests.support.random_models import Shape, random_model
@@ -250,6 +251,26 @@ def test_after_a_sleep_a_conversation_and_its_guesses_go_on(pair: tuple[Server, 
     assert again["timings"]["cache_n"] > 250
     assert again["tokens"] == complete(alone, tokens, **BYTES)["tokens"]
     assert guesses(again)[1] > 20
+
+
+def test_the_draft_comes_from_where_models_come_from_and_into_the_same_cache(tmp_path: Path):
+    data = random_model(Shape("llama")).read_bytes()
+    with serving(Site({"/m.gguf": data, "/d.gguf": data}, token="let-me-in")) as site:
+        (tmp_path / "secret").mkdir()
+        (tmp_path / "secret" / "token").write_text("let-me-in")
+        env = {"CORRAL_SECRET_DIR": str(tmp_path / "secret")}
+        for number in range(2):
+            engine = {"contextLength": 256, "draft": {"source": f"{site.url}/d.gguf"}}
+            with Server(f"{site.url}/m.gguf", tmp_path / str(number), engine=engine, env=env, cache=tmp_path / "cache") as server:
+                server.load()
+                assert guesses(complete(server, "any", **BYTES))[1] > 10
+        assert sorted({path for _, path, _ in site.asked}) == ["/d.gguf", "/m.gguf"]
+        # Fetched once each; the second server finds them.
+        assert sum(method == "GET" for method, _, _ in site.asked) == 2
+        engine = {"draft": {"source": f"{site.url}/none.gguf"}}
+        with Server(f"{site.url}/m.gguf", tmp_path / "none", engine=engine, env=env, cache=tmp_path / "cache") as server:
+            error = server.until("Failed")["error"]
+            assert (error["reason"], "none.gguf" in error["message"]) == ("SourceNotFound", True)
 
 
 @pytest.mark.model

@@ -36,6 +36,8 @@ class Shape:
     expert_feed_forward: int = 128
     quantised: str = "F16"
     seed: int = 1
+    sharp: float | None = None
+    """How many times stronger its attention is: it then picks out single tokens, and every word follows from what was said long before."""
     words_of: Path | None = None
     """A file whose vocabulary it has, instead of one of bytes; `vocabulary` has to be its size."""
 
@@ -175,14 +177,15 @@ def _write(target: Path, s: Shape) -> None:
 
 
 def _add(writer: gguf.GGUFWriter, random: np.random.Generator, s: Shape, name: str, shape: tuple[int, ...]) -> None:
+    strength = s.sharp if s.sharp is not None and ".attn_" in name and name.split(".")[2] not in ("attn_norm", "attn_output_norm") else 1.0
     if name.endswith("norm.weight"):
-        writer.add_tensor(name, np.ones(shape, dtype=np.float32))
+        writer.add_tensor(name, np.full(shape, strength, dtype=np.float32))
         return
     if ".ssm_a" in name:
         # A decay: it has to be negative, or the state grows without bound.
         writer.add_tensor(name, -random.uniform(0.01, 0.2, shape).astype(np.float32))
         return
-    values = (random.standard_normal(shape, dtype=np.float32) * (2.0 / np.sqrt(shape[-1]))).astype(np.float32)
+    values = (random.standard_normal(shape, dtype=np.float32) * (2.0 * strength / np.sqrt(shape[-1]))).astype(np.float32)
     kind = gguf.GGMLQuantizationType[s.quantised]
     if len(shape) < 2 or "ssm_" in name or "shortconv.conv" in name or "ffn_gate_inp" in name:
         writer.add_tensor(name, values)

@@ -24,8 +24,7 @@ class Files:
 
 async def download_needed(spec: ServerSpec, settings: Settings, progress: Callable[[float], None]) -> Files:
     """The files, or Failure. What goes with the model is small: all together it is the last tenth of the progress."""
-    single = [source for source in (spec.projector, spec.engine.draft_source) if source]
-    beside = [*single, *(a.source for a in spec.engine.adapters)]
+    beside = spec.beside
     first = _MODEL_SHARE if beside else 1.0
     model = await download(spec.source, spec.sha256, spec.cache_key, settings, lambda value: progress(first * value))
     found = []
@@ -35,6 +34,6 @@ async def download_needed(spec: ServerSpec, settings: Settings, progress: Callab
             progress(first + (1 - first) * (index + value) / len(beside))
 
         found.append(await download(source, "", spec.cache_key, settings, part))
-    projector = found[0] if spec.projector else None
-    draft = found[len(single) - 1] if spec.engine.draft_source else None
-    return Files(model, projector, draft, found[len(single) :])
+    projector = found.pop(0) if spec.projector else None
+    draft = found.pop(0) if spec.engine.draft_source else None
+    return Files(model, projector, draft, found)

@@ -1,4 +1,4 @@
-"""`corral_server prefetch`: a model's file into the cache and into memory, before anybody asks for the model. Starts no server."""
+"""`corral_server prefetch`: a model's files into the cache and into memory, before anybody asks for the model. Starts no server."""
 
 import json
 import sys
@@ -40,8 +40,9 @@ def prefetch(settings: Settings) -> dict[str, Any]:
         nonlocal told
         if time.monotonic() - told >= _EVERY:
             told = time.monotonic()
-            print(f"{spec.source}: {done} of {total or 'unknown'} bytes", file=sys.stderr, flush=True)  # noqa: T201
+            print(f"{spec.name or spec.source}: {done} of {total or 'unknown'} bytes", file=sys.stderr, flush=True)  # noqa: T201
 
-    path = get(spec.source, spec.sha256, where, progress)
-    warm(str(path))
-    return {"ok": True, "path": str(path), "bytes": path.stat().st_size, "seconds": round(time.monotonic() - began, 1)}
+    paths = [get(spec.source, spec.sha256, where, progress), *(get(source, "", where, progress) for source in spec.beside)]
+    for path in paths:
+        warm(str(path))
+    return {"ok": True, "path": str(paths[0]), "bytes": sum(p.stat().st_size for p in paths), "seconds": round(time.monotonic() - began, 1)}
