@@ -408,3 +408,20 @@ def test_a_split_newcomer_goes_beside_what_another_was_promised():
     state = cluster({f"n1/gpu{index}": 24 for index in range(4)}, models=models, demand={"first": waiting(5), "second": waiting(3)})
     first, second = (action for action in decide(state.snapshot(), NOW).actions if isinstance(action, Create))
     assert set(first.devices).isdisjoint(second.devices)
+
+
+def test_a_model_that_makes_way_and_is_waited_for_gets_no_second_pod():
+    host = key("n1", "host")
+    small = {"residue": gib(1)}
+    state = cluster(
+        {"n1/host": 64},
+        kind=DeviceKind.HOST,
+        models=[model("a", 12, **small), model("b", 12, **small)],
+        replicas=[
+            loaded("a-0", "a", 12, device="host", used=0.1, state=ReplicaState.DRAINING, admitting=False, ordered="Evict", evicting_for="m/b"),
+            asleep("b-0", "b", device="host", held={host: gib(1)}),
+        ],
+        demand={"a": waiting(1), "b": waiting(0.1)},
+        pool=Pool("default", max_models_per_device=1),
+    )
+    assert shorts(decide(state.snapshot(), NOW)) == []

@@ -23,7 +23,7 @@ from corral.domain.eviction import (
     unused_since,
 )
 from corral.domain.model import DeviceKey, DeviceKind, Model, Replica, ReplicaState
-from corral.domain.places import MOST_SHOWN, Finder, Place, fits_now, fits_soon, foreign_claims, lacks_of, left_over, own_place
+from corral.domain.places import MOST_SHOWN, Finder, Place, falls_asleep, fits_now, fits_soon, foreign_claims, lacks_of, left_over, own_place
 from corral.domain.plan import Create, Delete, Evict, Explanation, Load, Next
 from corral.domain.policy import policy_of
 from corral.domain.policy_lru import last_use
@@ -371,7 +371,8 @@ def _wait(draft: Draft, want: Want, finder: Finder, search: Search, asleep: list
         place_, seen = likely
         then, reason = await_turns(draft, want, seen.refused)
         kept = place_.needs
-        if place_.own is None and not asleep and not foreign_claims(draft, model, place_) and _create(draft, want, place_, asleep):
+        pod = bool(asleep) or place_.own is not None or any(falls_asleep(draft, each) for each in draft.snapshot.replicas_of(model.key))
+        if not pod and not foreign_claims(draft, model, place_) and _create(draft, want, place_, asleep):
             kept = {each.key: place_.needs[each.key] - (model.residue if each.kind is DeviceKind.HOST else 0) for each in place_.devices}
         draft.keep(kept, place_.own)
     explain.waiting(draft, model, reason, list(search.places.values()), then, finder.count)

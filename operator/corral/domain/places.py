@@ -87,9 +87,15 @@ def _place_on(draft: Draft, model: str, footprint: Footprint, devices: tuple[Dev
     return Place(keys, devices, dict(zip(keys, found.bytes, strict=True)), found.shares, own, waits)
 
 
+def falls_asleep(draft: Draft, replica: Replica) -> bool:
+    """It makes way at this moment: its pod stays, and will be one that sleeps."""
+    return replica.resident and not replica.deleting and (replica.ordered == "Evict" or replica.id in draft.acted)
+
+
 def taken_by(draft: Draft, model: Model) -> frozenset[DeviceKey]:
-    """Devices to which a replica of the model is bound that is not loaded: there is nothing to gain from a second one."""
-    return frozenset(key for each in draft.snapshot.replicas_of(model.key) if not each.resident and not each.deleting for key in each.devices)
+    """Devices to which a replica of the model is bound that is not loaded, or soon will not be: there is nothing to gain from a second one."""
+    there = [each for each in draft.snapshot.replicas_of(model.key) if not each.deleting]
+    return frozenset(key for each in there if not each.resident or falls_asleep(draft, each) for key in each.devices)
 
 
 class Finder:
