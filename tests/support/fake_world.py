@@ -33,6 +33,7 @@ EPOCH_0 = "2026-01-01T00:00:00Z"
 QUICK = ControlSettings(
     residue=10 * MI, retry_min=0.005, retry_max=0.05, poll_wait=5, refusal_pause=0.02, message_interval=0.05, pool_interval=0.05,
     action_backoff=0.05, failure_backoff=0.05, failure_backoff_max=1.0, grant_timeout=0.5, resync=5.0, drain_ttl=5.0, limit_extra=0,
+    keep_memory=0.3,
 )  # fmt: skip
 
 

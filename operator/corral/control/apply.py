@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from itertools import chain
 from typing import Any
 
 from corral.control.create import create, estimate, expect, planned
 from corral.control.evict import delete, evict
+from corral.control.keeping import give_back
 from corral.control.load import load
 from corral.control.metrics import Metrics
 from corral.control.observation import rfc3339
@@ -47,8 +49,10 @@ class Applier:
         return len(self._tasks)
 
     def next_release(self, now: float) -> float | None:
-        """When the first pause ends."""
-        return min((until for until, _ in self._held.values() if until > now), default=None)
+        """When the first pause ends, or the time for which a pod keeps its memory request."""
+        pods = self._shell.store.pods
+        kept = [pod.kept[0] for key in self._unsettled if (pod := pods.get(key)) is not None and pod.kept is not None]
+        return min(chain((until for until, _ in self._held.values() if until > now), kept), default=None)
 
     def apply(self, plan: Plan, now: float) -> None:
         for action in plan.actions:
@@ -169,6 +173,9 @@ class Applier:
             self._run(key, self._delete(Delete(record.model, reasons.FAILED, f"{record.name} gave up on its file: {status.error.message}", key)))
             return
         idle_host = pod.host and record.memory_wanted > self._shell.residue(record.model)
+        if idle_host and pod.kept is not None and now < pod.kept[0]:
+            self._unsettled.add(key)
+            idle_host = False
         if pod.commitment is not None or idle_host:
             store.order(key, Order("Evict", "Released", now))
             self._run(key, self._release(key))
@@ -180,7 +187,7 @@ class Applier:
             self._shell.store.put_pod(await self._shell.workloads.resize(pod.record, max(pod.record.memory_wanted, pod.record.memory_request), limit))
 
     async def _release(self, key: str) -> None:
-        await self._shell.release(key)
+        await give_back(self._shell, key)
 
     def _turn(self, key: str, started: float) -> None:
         pod = self._shell.pod(key)

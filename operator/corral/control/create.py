@@ -7,6 +7,7 @@ import logging
 from collections.abc import Container
 
 from corral.api import effective
+from corral.control.keeping import make_way
 from corral.control.limits import memory_beside_gpu, memory_limit
 from corral.control.pods import Order
 from corral.control.shell import Shell
@@ -68,6 +69,8 @@ def expect(shell: Shell, request: ReplicaRequest, action: Create) -> str:
 
 
 async def create(shell: Shell, request: ReplicaRequest, key: str) -> None:
+    if request.device_kind is DeviceKind.HOST:
+        await make_way(shell, request.devices[0].node, request.memory_request)
     try:
         record = await shell.workloads.create(request)
     except Refused as error:

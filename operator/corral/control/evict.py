@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 
+from corral.control.keeping import give_back
 from corral.control.pods import Pod
 from corral.control.shell import Shell
 from corral.control.supervisors import Rejected, Unreachable
@@ -33,7 +34,7 @@ async def evict(shell: Shell, action: Evict) -> bool:
             stopped = False
         if not stopped:
             return False
-    return await shell.release(key)
+    return await give_back(shell, key, swap=bool(action.evicting_for))
 
 
 async def _drain_idle(shell: Shell, key: str, pod: Pod) -> bool:

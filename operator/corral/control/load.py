@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from corral.control.keeping import give_back, lift, make_way
 from corral.control.observation import SupervisorStatus, rfc3339
 from corral.control.pods import Pod
 from corral.control.shell import Shell, to_json
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 
 async def load(shell: Shell, action: Load) -> None:
     key = action.replica
+    pod, need = shell.pod(key), needed_on_host(action)
+    if pod is not None and need:
+        await make_way(shell, pod.record.node, need, key)
     if not await _commit(shell, action):
         return
     pod = shell.pod(key)
@@ -32,19 +36,19 @@ async def load(shell: Shell, action: Load) -> None:
     record = pod.record
     granted = await _bound(shell, action) and await _granted(shell, action)
     if not granted:
-        await shell.release(key)
+        await give_back(shell, key)
         return
     before = pod.status
     try:
         await _wake(shell, action)
     except (Rejected, Unreachable) as error:
         shell.store.fail(action.model, record.node, reasons.LOAD_FAILED, f"waking it: {error}", retry=True, now=shell.clock())
-        await shell.release(key)
+        await give_back(shell, key)
         return
     await shell.store.until(key, _ended(before, record.restarts), shell.settings.load_timeout)
     pod = shell.pod(key)
     if pod is not None and not pod.resident:
-        await shell.release(key)
+        await give_back(shell, key)
 
 
 async def _commit(shell: Shell, action: Load) -> bool:
@@ -77,6 +81,7 @@ async def _commit(shell: Shell, action: Load) -> bool:
         await shell.store.until(action.replica, lambda it: it is None or it.record.resource_version != version, shell.settings.request_timeout)
         return False
     pod.turn_started = None
+    pod.kept = None
     shell.store.put_pod(record)
     return True
 
@@ -109,11 +114,17 @@ async def _granted(shell: Shell, action: Load) -> bool:
     pod = shell.pod(key)
     if pod is None:
         return False
-    if not need or (pod.record.memory_request >= need and not shell.limit(pod)):
+    if need:
+        async with shell.node_lock(pod.record.node):
+            pass  # its request may be being lowered for somebody else at this moment
+        pod = shell.pod(key)
+    if pod is None:
+        return False
+    if not need or (min(pod.record.memory_request, pod.record.memory_wanted) >= need and not shell.limit(pod)):
         return True
     node, why = pod.record.node, f"the kubelet did not grant {need} bytes within {shell.settings.grant_timeout:g} s"
     try:
-        shell.store.put_pod(await shell.workloads.resize(pod.record, need, shell.limit(pod)))
+        await lift(shell, key, need, shell.limit(pod))
         await shell.store.until(key, lambda it: it is None or it.gone or it.record.memory_request >= need, shell.settings.grant_timeout)
     except Refused as error:
         why = str(error)

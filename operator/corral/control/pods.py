@@ -52,6 +52,7 @@ class Pod:
     delete_ordered: float | None = None  # it is believed to be going until then
     turn_started: float | None = None  # ordered, and not yet in its annotations
     orphaned: bool = False  # its ModelDeployment is gone or another one
+    kept: tuple[float, int] | None = None  # it keeps its memory request: until when, and what it is lowered to then
     planned: float | None = None  # when its creation was ordered, by our clock; None when it ran before we came
     scheduling: float = 0.0  # how long it then took until it ran
 
@@ -140,12 +141,15 @@ def _said_by_supervisor(pod: Pod, commitment: Commitment | None, required: int) 
 
 
 def held_bytes(pod: Pod) -> dict[DeviceKey, int]:
-    """Host memory that it has whatever it committed: what the kubelet has allocated to it (what it will, before it said so), and what it was seen to
-    keep asleep."""
+    """Host memory that it has whatever it committed: what the kubelet has allocated to it (what it will, before it said so), less what it only
+    keeps for a while, and what it was seen to keep asleep."""
     if not pod.host:
         return {}
     residue = pod.status.memory.residue if pod.status is not None else 0
-    return {DeviceKey(pod.record.node, HOST_ID): max(pod.record.memory_request or pod.record.memory_wanted, residue)}
+    allocated = pod.record.memory_request or pod.record.memory_wanted
+    if pod.kept is not None:
+        allocated = min(allocated, pod.kept[1])
+    return {DeviceKey(pod.record.node, HOST_ID): max(allocated, residue)}
 
 
 def error_of(pod: Pod) -> Blocked | None:

@@ -52,6 +52,8 @@ class ControlSettings:
     refusal_pause: float = 0.1
     """After a refused drain the same replica is left alone until it tells something new, or for so long."""
     wake_attempts: int = 5
+    keep_memory: float = 10.0
+    """How long a pod that made way for another model keeps its memory request while its node has room for it."""
     grant_timeout: float = 20.0
     """How long a kubelet may take to grant memory before the commitment is taken back."""
     load_timeout: float = 1800.0

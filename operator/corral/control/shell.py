@@ -5,10 +5,11 @@ Each step leaves the world in a state from which a new leader, knowing only the 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from corral.control.limits import memory_limit
@@ -38,6 +39,7 @@ class Shell:
     leadership: Leadership
     settings: ControlSettings
     clock: Callable[[], float]
+    node_locks: dict[str, asyncio.Lock] = field(default_factory=dict)
 
     def pod(self, key: str) -> Pod | None:
         """The pod, unless it is gone or going."""
@@ -87,22 +89,12 @@ class Shell:
         pod.turn_started = None
         return await self.annotate(key, gone, holds=lambda it: it.record.annotations.get(COMMIT) == ours)
 
-    async def lower(self, key: str) -> None:
-        """Give back the memory request of a pod that sleeps, and see it given back."""
-        pod = self.pod(key)
-        if pod is None or not pod.host:
-            return
-        target = self.residue(pod.record.model)
-        if max(pod.record.memory_wanted, pod.record.memory_request) <= target:
-            return
-        try:
-            self.store.put_pod(await self.workloads.resize(pod.record, target))
-        except Gone:
-            return
-        await self.store.until(key, lambda it: it is None or it.gone or it.record.memory_request <= target, self.settings.grant_timeout)
+    def node_lock(self, node: str) -> asyncio.Lock:
+        """Held by whoever weighs a node's memory requests and changes one."""
+        return self.node_locks.setdefault(node, asyncio.Lock())
 
     async def release(self, key: str) -> bool:
-        """Make sure that no engine runs, then take back commitment and memory. False: it is in use, or cannot be reached; nothing was taken."""
+        """Make sure that no engine runs, then take back the commitment. False: it is in use, or cannot be reached; nothing was taken."""
         for attempt in range(self.settings.wake_attempts):
             pod = self.pod(key)
             if pod is None:
@@ -121,8 +113,7 @@ class Shell:
                     return False
                 continue
             self.asleep(key)
-            if await self.clear(key):
-                await self.lower(key)
+            await self.clear(key)
             return True
         return False
 

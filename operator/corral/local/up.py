@@ -38,7 +38,7 @@ from corral.local.statuses import LocalStatuses
 from corral.local.world import World
 from corral.tokens import TokenSigner, load_or_create_key
 
-CONTROL = ControlSettings(residue=72 * MI, delete_grace=10.0)
+CONTROL = ControlSettings(residue=72 * MI, delete_grace=10.0, keep_memory=0.0)
 """Here a sleeping server shares its libraries' pages with its siblings, so it is counted with less than a pod of its own image is."""
 
 
