@@ -327,6 +327,8 @@ def main() -> int:
     options = parser.parse_args()
     if not options.inside:
         os.execvp("unshare", ["unshare", "--net", "--mount", "--", sys.executable, __file__, *sys.argv[1:], "--inside"])
+    # Asked to end, it ends what it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if options.keep:
         if options.keep.exists():
             parser.error(f"--keep {options.keep}: is there already; another run's API server left its objects in it")

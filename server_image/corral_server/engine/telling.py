@@ -38,6 +38,8 @@ class Teller:
                 {"i": job.id, "start": {"prompt": job.prompt_count, "cached": job.cached, "slot": job.placed}, **self._prompt_scores(job)}
             )
         if self._vocabulary.ends(choice.token):
+            # It has no text, but whoever asks for tokens gets all of them.
+            job.unsaid += 1
             self.end(job, "stop")
             return True
         delta = job.text.feed(self._vocabulary.piece(choice.token, special=choice.token in job.preserved))
