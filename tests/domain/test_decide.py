@@ -425,3 +425,16 @@ def test_a_model_that_makes_way_and_is_waited_for_gets_no_second_pod():
         pool=Pool("default", max_models_per_device=1),
     )
     assert shorts(decide(state.snapshot(), NOW)) == []
+
+
+def test_a_split_model_finds_the_one_node_that_has_room_in_a_large_fleet():
+    big = Footprint(weights=gib(40), kv=0, compute=0, layers=((40, gib(1), 0),))
+    nodes = [f"n{number:03}" for number in range(200)]
+    taken = [node for node in nodes if node != "n077"]
+    state = cluster(
+        {f"{node}/gpu{index}": 24 for node in nodes for index in range(2)},
+        models=[model("big", footprint=big, max_devices=2), *(model(f"of-{node}", 20) for node in taken)],
+        replicas=[loaded(f"of-{node}-0", f"of-{node}", 20, node=node, used=200) for node in taken],
+        demand={"big": waiting()},
+    )
+    assert shorts(decide(state.snapshot(), NOW)) == [("Create", "n077/gpu0,n077/gpu1", "Requested")]

@@ -7,71 +7,20 @@ matter, and what it offers is judged again by the rules. It must never decide an
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from corral.domain.fit import fits_alone, refused_by_pool
 from corral.domain.model import Demand, Device, DeviceKey, DeviceKind, Model, Node, Replica, ReplicaState
 from corral.domain.policy_lru import last_use
+from corral.domain.ranks import NOBODY, Arena, PoolIndex
 
 if TYPE_CHECKING:
     from corral.domain.snapshot import State
     from corral.domain.standing import Standing
 
 SEVERAL = 60.0  # a replica more than wanted is looked at after this, see `lifecycle`
-NOBODY = 1 << 40  # above every priority
 AT_REST = frozenset({ReplicaState.LOADED, ReplicaState.SLEEPING})
-
-
-@dataclass(slots=True)
-class Arena:
-    """Figures of one device."""
-
-    free: int = 0  # capacity less margin less what is used
-    idle_room: int = 0  # less only what can certainly not be evicted as things are: busy, loading, pinned, unreachable
-    turn_room: int = 0  # the same, if turns may end
-    models: int = 0  # replicas with a commitment
-    weakest: int = NOBODY  # the lowest priority of whoever could give anything back
-    leaving: frozenset[str] = frozenset()
-    going: tuple[int, int] = (0, 0)  # bytes and models that these will give back
-
-
-@dataclass(slots=True)
-class Ranked:
-    """Devices of one pool by one figure, ascending."""
-
-    rows: list[tuple[int, DeviceKey]] = field(default_factory=list)
-
-    def replace(self, old: tuple[int, DeviceKey] | None, new: tuple[int, DeviceKey] | None) -> None:
-        if old == new:
-            return
-        if old is not None:
-            del self.rows[bisect_left(self.rows, old)]
-        if new is not None:
-            insort(self.rows, new)
-
-    def at_least(self, figure: int) -> Iterator[DeviceKey]:
-        """From the tightest on."""
-        rows = self.rows
-        for at in range(bisect_left(rows, (figure, DeviceKey("", ""))), len(rows)):
-            yield rows[at][1]
-
-    def largest(self) -> Iterator[DeviceKey]:
-        for at in range(len(self.rows) - 1, -1, -1):
-            yield self.rows[at][1]
-
-    def count_at_least(self, figure: int) -> int:
-        return len(self.rows) - bisect_left(self.rows, (figure, DeviceKey("", "")))
-
-
-@dataclass(slots=True)
-class PoolIndex:
-    free: Ranked = field(default_factory=Ranked)
-    idle_room: Ranked = field(default_factory=Ranked)
-    turn_room: Ranked = field(default_factory=Ranked)
-    usable: Ranked = field(default_factory=Ranked)  # by the largest capacity last seen
-    last_use: dict[int, list[tuple[float, str]]] = field(default_factory=dict)  # by priority: who might be evicted, the least recently used first
 
 
 class Index:
@@ -116,6 +65,7 @@ class Index:
             pool.idle_room.replace(None, (arena.idle_room, new.key))
             pool.turn_room.replace(None, (arena.turn_room, new.key))
             pool.usable.replace(None, (_best(new), new.key))
+        self._rank_node(state, (new or old))  # type: ignore[arg-type]
         self._forget(state, state.by_device.get((new or old).key, ()))  # type: ignore[union-attr]
         same = old is not None and new is not None and (_best(old), old.pool) == (_best(new), new.pool)
         self._shape_changed |= not same
@@ -181,6 +131,18 @@ class Index:
         for ranked, old, new in zip((pool.free, pool.idle_room, pool.turn_room), before, (arena.free, arena.idle_room, arena.turn_room), strict=True):
             if old != new:
                 ranked.replace((old, key), (new, key))
+        if arena.free != before[0]:
+            self._rank_node(state, device)
+
+    def _rank_node(self, state: State, device: Device) -> None:
+        """Something is free now on a GPU that was not, or the other way round."""
+        keys, node, free = state.by_pool.get(device.pool, []), device.key.node, []
+        for at in range(bisect_left(keys, DeviceKey(node, "")), len(keys)):
+            if keys[at].node != node:
+                break
+            if state.devices[keys[at]].kind is DeviceKind.GPU:
+                free.append(self.arenas[keys[at]].free)
+        self.pool(device.pool).rank_node(node, free)
 
     # Nodes and pools.
 

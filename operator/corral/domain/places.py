@@ -15,6 +15,7 @@ from corral.domain.eviction import Lack
 from corral.domain.fit import closed_for, device_closed, node_closed, selected
 from corral.domain.footprint import need_on, split
 from corral.domain.model import Device, DeviceKey, DeviceKind, Footprint, Model, Node, Replica
+from corral.domain.ranks import MOST_TOGETHER
 
 POD_SECONDS = 3.0  # what a new pod costs beside its download
 DOWNLOAD_RATE = 100_000_000  # bytes per second that a download is thought to reach
@@ -244,11 +245,9 @@ class Finder:
         """Nodes: all of them, or those with the file, with the tightest and the widest room, least used, and with most that is in its turn."""
         if len(self.ranks.usable.rows) <= MOST_SEARCHED * 8:
             return {key.node for _, key in self.ranks.usable.rows}
-        part = self.least // self.model.max_devices
         sources = (
             self._near_file(),
-            self.ranks.free.at_least(part),
-            self.ranks.free.largest(),
+            *(islice(nodes, MOST_NODES) for nodes in self._with_room()),
             (key for _, key in self._by_last_use()),
             self.ranks.turn_room.largest(),
         )
@@ -261,6 +260,14 @@ class Finder:
                     break
             found |= nodes
         return found
+
+    def _with_room(self) -> Iterator[Iterator[DeviceKey]]:
+        """Nodes on which so many GPUs have enough free: the tightest, and those with the most, on which it fits if it fits anywhere."""
+        for count in range(2, min(self.model.max_devices, MOST_TOGETHER) + 1):
+            ranked = self.ranks.together.get(count)
+            if ranked is not None:
+                yield ranked.at_least(self.least // count)
+                yield ranked.largest()
 
     def _on_node(self, name: str) -> Place | None:
         if name not in self._spreads:
