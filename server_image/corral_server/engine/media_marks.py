@@ -21,17 +21,27 @@ class Span:
     positions: int
     mark: int
     chunk: Any
+    image: int = -1
+    """The image that it shows, all or a part of it; -1 for audio, which is ready to be encoded as it is."""
+    part: int = 0
     embedding: Any = None
     """What the projector made of it, as long as it waits to be decoded."""
 
 
 @dataclass(eq=False)
 class MediaPrompt:
-    """A prompt with its pictures; `owner` frees what the spans point to when nobody holds it any more."""
+    """A prompt with its pictures; `owners` free what the spans point to when nobody holds them any more."""
 
     tokens: list[int]
+    text: str = ""
+    add_special: bool = True
+    parse_special: bool = True
     spans: list[Span] = field(default_factory=list)
-    owner: Any = None
+    owners: list[Any] = field(default_factory=list)
+    images: list[Any] = field(default_factory=list)
+    """The pixels of what it shows, in order; audio has its place too."""
+    ready: tuple[int, Any, list[Any]] | None = None
+    """The image that is being encoded, made ready: its number, who owns the chunks, the chunks."""
 
     def starting(self, at: int) -> Span | None:
         """The span that begins there."""

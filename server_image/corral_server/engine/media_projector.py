@@ -22,7 +22,7 @@ from corral_server.engine.plan import EnginePlan
 from corral_server.reasons import OUT_OF_MEMORY, UNSUPPORTED_MODEL, Failure
 
 M: Any = multimodal()
-_TEXT = 0
+_TEXT, _IMAGE = 0, 1
 _GPU = 1
 _BAD_COUNT = 1
 
@@ -62,15 +62,25 @@ class Projector:
     # --- from a text with marks to a prompt
 
     def prompt(self, text: str, media: Sequence[Mapping[str, Any]], *, add_special: bool, parse_special: bool, param: str) -> MediaPrompt:
-        """The prompt's tokens, with a run of marks for each picture."""
-        bitmaps = [_bitmap(item) for item in media]
-        try:
-            digests = [digest for _, digest in bitmaps]
-            chunks = self._tokenize(text, [handle for handle, _ in bitmaps], param, add_special=add_special, parse_special=parse_special)
-        finally:
-            for handle, _ in bitmaps:
-                M.mtmd_bitmap_free(handle)
-        return self._spans(chunks, digests, param)
+        """The prompt's tokens, with a run of marks for each picture. Images are only measured here: what is made of one before it is encoded is many
+        times its size.
+        """
+        prompt = MediaPrompt([], text, add_special, parse_special)
+        shapes: list[Any] = []
+        for number, item in enumerate(media):
+            bitmap, digest = _bitmap(item)
+            prompt.owners.append(_Owner(M.mtmd_bitmap_free, bitmap))
+            prompt.images.append(bitmap)
+            shape = M.mtmd_bitmap_init(item["width"], item["height"], None) if item["kind"] == "image" else bitmap
+            if shape is not bitmap:
+                prompt.owners.append(_Owner(M.mtmd_bitmap_free, shape))
+            for each in (bitmap, shape):
+                M.mtmd_bitmap_set_id(each, f"{number} {digest}".encode())
+            shapes.append(shape)
+        chunks = self._tokenize(text, shapes, param, add_special=add_special, parse_special=parse_special)
+        prompt.owners.append(_Owner(M.mtmd_input_chunks_free, chunks))
+        self._fill(prompt, chunks, param)
+        return prompt
 
     def _tokenize(self, text: str, handles: list[Any], param: str, *, add_special: bool, parse_special: bool) -> Any:
         raw = text.encode()
@@ -86,50 +96,69 @@ class Projector:
             raise RefusedError(400, "invalid_media", f"the prompt has {found} places for {len(handles)} images or pieces of audio", param)
         raise RefusedError(400, "invalid_media", f"the model cannot take this image or audio: {self._log.tail(1)}", param)
 
-    def _spans(self, chunks: Any, digests: list[str], param: str) -> MediaPrompt:
-        owner = _Owner(chunks)
-        prompt = MediaPrompt([], owner=owner)
-        ordinals: dict[str, int] = {}
+    def _fill(self, prompt: MediaPrompt, chunks: Any, param: str) -> None:
+        parts: dict[int, int] = {}
         for index in range(M.mtmd_input_chunks_size(chunks)):
             chunk = M.mtmd_input_chunks_get(chunks, index)
             count = int(M.mtmd_input_chunk_get_n_tokens(chunk))
-            if M.mtmd_input_chunk_get_type(chunk) == _TEXT:
+            kind = M.mtmd_input_chunk_get_type(chunk)
+            if kind == _TEXT:
                 size = ctypes.c_size_t()
                 tokens = M.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(size))
                 prompt.tokens += tokens[: size.value]
                 if any(t < 0 for t in tokens[: size.value]):
                     raise RefusedError(400, "invalid_media", "the model has no words for what this projector writes around an image", param)
                 continue
+            if M.mtmd_decode_use_non_causal(self._handle, chunk) and count > self._plan.micro_batch:
+                message = f"one image takes {count} tokens in one piece; engine.microBatch is {self._plan.micro_batch}"
+                raise RefusedError(400, "media_too_large", message, param)
+            number, digest = _shown(chunk)
+            parts[number] = part = parts.get(number, -1) + 1
             if not count:
                 continue
-            if M.mtmd_decode_use_non_causal(self._handle, chunk) and count > self._plan.micro_batch:
-                raise RefusedError(
-                    400,
-                    "media_too_large",
-                    f"one image takes {count} tokens in one piece; engine.microBatch is {self._plan.micro_batch}",
-                    param,
-                )
-            digest = (M.mtmd_input_chunk_get_id(chunk) or b"").decode()
-            if digest not in digests:
-                # Merged of several: nothing tells it from others like it.
-                digest = secrets.token_hex(16)
-            ordinals[digest] = ordinal = ordinals.get(digest, -1) + 1
             start, positions = len(prompt.tokens), int(M.mtmd_input_chunk_get_n_pos(chunk))
-            mark = make_mark(digest, ordinal, start, count, positions)
-            prompt.spans.append(Span(start, count, positions, mark, chunk))
+            mark = make_mark(digest, part, start, count, positions)
+            prompt.spans.append(Span(start, count, positions, mark, chunk, number if kind == _IMAGE else -1, part))
             prompt.tokens += [mark] * count
-        return prompt
 
     # --- from a picture to what the model reads
 
-    def encode(self, span: Span) -> Any:
+    def encode(self, prompt: MediaPrompt, span: Span) -> Any:
         """What the model reads in place of the span's tokens; None when it failed."""
-        if M.mtmd_encode_chunk(self._handle, span.chunk) != 0:
+        try:
+            chunk = span.chunk if span.image < 0 else self._ready(prompt, span)
+        except RefusedError:
             return None
+        if chunk is None or M.mtmd_encode_chunk(self._handle, chunk) != 0:
+            return None
+        if not any(s.image == span.image and s.start > span.start for s in prompt.spans):
+            prompt.ready = None
         made = M.mtmd_get_output_embd(self._handle)
         embedding = np.ctypeslib.as_array(made, shape=(span.count, self._width)).copy() if made else None
         # One that is no number would make everything after it no number either.
         return embedding if embedding is not None and np.isfinite(embedding).all() else None
+
+    def _ready(self, prompt: MediaPrompt, span: Span) -> Any:
+        """The span's chunk with the pixels in it as the projector wants them; kept as long as parts of the same image follow."""
+        if prompt.ready is None or prompt.ready[0] != span.image:
+            prompt.ready = None
+            prompt.ready = self._parts(prompt, span.image, self.marker, [prompt.images[span.image]])
+        found = _part(prompt.ready[2], span)
+        if found is None:
+            # Some projectors make something else of an image in another place: then the whole prompt has to be there.
+            prompt.ready = self._parts(prompt, span.image, prompt.text, prompt.images)
+            found = _part(prompt.ready[2], span)
+        return found
+
+    def _parts(self, prompt: MediaPrompt, image: int, text: str, bitmaps: list[Any]) -> tuple[int, "_Owner", list[Any]]:
+        """The chunks of one image in a text."""
+        chunks = self._tokenize(text, bitmaps, "messages", add_special=prompt.add_special, parse_special=prompt.parse_special)
+        found = [M.mtmd_input_chunks_get(chunks, index) for index in range(M.mtmd_input_chunks_size(chunks))]
+        return (
+            image,
+            _Owner(M.mtmd_input_chunks_free, chunks),
+            [c for c in found if M.mtmd_input_chunk_get_type(c) != _TEXT and _shown(c)[0] == image],
+        )
 
     def decode(self, context: Any, span: Span, position: int, sequence: int, *, output: bool) -> tuple[int, int]:
         """Put an encoded span into a sequence; llama.cpp's code, and the index of its last row."""
@@ -176,11 +205,22 @@ def _last_device() -> int | None:
     return next((device for device in reversed(devices) if kind(device) == _GPU), None)
 
 
-class _Owner:
-    """Holds the library's chunks for as long as a prompt points to them."""
+def _shown(chunk: Any) -> tuple[int, str]:
+    """Which of a prompt's images or recordings a chunk is of, and its digest."""
+    number, _, digest = M.mtmd_input_chunk_get_id(chunk).decode().partition(" ")
+    return int(number), digest
 
-    def __init__(self, chunks: Any) -> None:
-        weakref.finalize(self, M.mtmd_input_chunks_free, chunks)
+
+def _part(chunks: list[Any], span: Span) -> Any:
+    found = chunks[span.part] if span.part < len(chunks) else None
+    return found if found is not None and int(M.mtmd_input_chunk_get_n_tokens(found)) == span.count else None
+
+
+class _Owner:
+    """Frees something of the library's when nobody holds this any more."""
+
+    def __init__(self, free: Any, held: Any) -> None:
+        weakref.finalize(self, free, held)
 
 
 def _decode(context: Any, embedding: Any, positions: Any, sequence: int, wanted: Any) -> int:
@@ -205,9 +245,7 @@ def _bitmap(item: Mapping[str, Any]) -> tuple[Any, str]:
         data = np.memmap(item["path"], dtype=np.uint8, mode="r")
     except (OSError, ValueError):
         raise RefusedError(400, "invalid_media", "the image or audio is gone: its request has ended") from None
-    handle, digest = _copied(item, data[item["at"] : item["at"] + item["bytes"]])
-    M.mtmd_bitmap_set_id(handle, digest.encode())
-    return handle, digest
+    return _copied(item, data[item["at"] : item["at"] + item["bytes"]])
 
 
 def _copied(item: Mapping[str, Any], view: Any) -> tuple[Any, str]:

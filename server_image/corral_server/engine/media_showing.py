@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from corral_server.engine.aside import Aside
 from corral_server.engine.jobs import Job
-from corral_server.engine.media_marks import Span
+from corral_server.engine.media_marks import MediaPrompt, Span
 from corral_server.engine.sequences import Sequences, Slot
 from corral_server.engine.telling import Teller
 
@@ -41,14 +41,14 @@ class Showing:
         if not due:
             return active
         for _, job, span in due:
-            if span.embedding is None:
-                self._encode(job, span)
+            if span.embedding is None and job.media is not None:
+                self._encode(job, job.media, span)
         ready = next(((s, job, span) for s, job, span in due if span.embedding is not None), None)
         if ready is not None:
             active = self._decode(active, *ready)
         return [s for s in active if s.runs and _next(s) is None]
 
-    def _encode(self, job: Job, span: Span) -> None:
+    def _encode(self, job: Job, prompt: MediaPrompt, span: Span) -> None:
         job.encoding = True
 
         def done(future: Future[Any]) -> None:
@@ -61,7 +61,7 @@ class Showing:
             if place is not None and (span.embedding is None or job.cancelled):
                 self._sequences.free(place)
 
-        self._aside.run(lambda: self._projector.encode(span), done, long=True)
+        self._aside.run(lambda: self._projector.encode(prompt, span), done, long=True)
 
     def _decode(self, active: list[Slot], slot: Slot, job: Job, span: Span) -> list[Slot]:
         last = span.start + span.count == len(job.tokens)
