@@ -94,3 +94,16 @@ async def test_an_object_that_is_gone_is_not_written():
     desk.reporter.mark({"m/gone"})
     await desk.settle()
     assert desk.written == []
+
+
+async def test_a_status_that_is_costly_to_render_takes_a_small_share_of_the_time(monkeypatch):
+    spent = iter(range(1000))
+    monkeypatch.setattr("corral.control.reporting.time.perf_counter", lambda: next(spent) * 0.1)
+    desk = Desk()
+    await desk.mark(replicas=1)
+    await desk.mark(replicas=2)
+    await desk.mark(replicas=3)
+    assert [status["replicas"] for _, status in desk.written] == [1]
+    desk.now += 5
+    await desk.settle()
+    assert [status["replicas"] for _, status in desk.written] == [1, 3]

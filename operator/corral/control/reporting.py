@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -23,6 +24,9 @@ WORDS = frozenset({"message", "explanation", "lastUsed", "backoff"})
 """Parts of a status that say more about what the rest says already."""
 RETRY = 1.0
 RENDERED_AT_ONCE = 16
+CHEAP = 0.005
+SHARE = 0.02
+"""Of the time, that rendering one status may take which is not cheap (seconds)."""
 
 
 class Reporter:
@@ -39,6 +43,7 @@ class Reporter:
         self._interval = interval
         self._dirty: dict[str, None] = {}  # ordered: first marked, first written
         self._later: dict[str, float] = {}
+        self._costly: dict[str, float] = {}  # not rendered again before
         self._written: dict[str, tuple[Mapping[str, Any], float]] = {}
         self._adrift: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
         self._writing: dict[str, asyncio.Task[None]] = {}
@@ -59,6 +64,7 @@ class Reporter:
         self._written.pop(key, None)
         self._adrift.pop(key, None)
         self._later.pop(key, None)
+        self._costly.pop(key, None)
 
     def check_drift(self, keys: set[str]) -> None:
         """Somebody else may have changed what we wrote. What a write does not mend (a field that the CRD does not know) is left alone."""
@@ -98,6 +104,10 @@ class Reporter:
                 pass
 
     def _start(self, key: str, now: float) -> None:
+        if now < self._costly.get(key, 0.0):
+            self._later[key] = self._costly[key]
+            return
+        began = time.perf_counter()
         try:
             wanted = self._render(key)
         except Exception:
@@ -107,6 +117,10 @@ class Reporter:
         if wanted is None:
             self.forget(key)
             return
+        cost = time.perf_counter() - began
+        if cost > CHEAP:
+            # The status of a pool with thousands of models: whatever happens in it, looking at all of them stays a small part of the work.
+            self._costly[key] = now + cost / SHARE
         written = self._written.get(key)
         known = written[0] if written is not None else self._observed(key)
         if wanted == known:
