@@ -375,6 +375,8 @@ def test_reports_at_once_each_second_each_five_and_never_at_rest():
     third = one.report(16)
     assert (demands(third), third.models[0].oldest_wait_seconds) == ({(KEY, 2, 0)}, 6)
     one.replica_status("a", LOADED, 17)
+    assert one.wake_at() == 17
+    assert demands(one.report(17)) == {(KEY, 0, 2)}
     one.ended("1", 18)
     one.ended("2", 18)
     last = one.report(18)

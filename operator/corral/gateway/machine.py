@@ -475,7 +475,8 @@ class Machine:
         if not model.queue:
             model.joined = False
         self._rest(model)
-        self._mark(model.key, now)
+        # Nobody waits any more: what is still believed to be waited for would be loaded again at the cost of another.
+        self._mark(model.key, now, urgent=not model.queue)
 
     def _grant(self, model: Model, ticket: Ticket, candidates: list[Replica], now: float) -> Grant:
         assert model.view is not None  # noqa: S101 - both callers looked

@@ -1,7 +1,7 @@
 """When a report is due and which models are in it. Pure: time is passed in.
 
-At once when a cold model gets its first waiter, when the first request joins a load, and for a wish; at most once a second when something
-changed; every five seconds while anything waits or is in flight; never at rest.
+At once when a cold model gets its first waiter or has lost its last, when the first request joins a load, and for a wish; at most once a second when
+something else changed; every five seconds while anything waits or is in flight; never at rest.
 """
 
 from __future__ import annotations
