@@ -73,7 +73,7 @@ async def test_ten_requests_wait_for_one_load_and_are_answered(stand):
         assert {status for status, _, _ in answers} == {200}
         assert all(int(headers["x-corral-waited-ms"]) > 0 for _, headers, _ in answers)
         assert sorted(json.loads(body)["n"] for _, _, _, body in pod.seen) == list(range(10))
-        await stand.until(lambda: stand.sink.reports[-1].models[0].waiting == 0)
+        await stand.until(lambda: (last := stand.sink.reports[-1].models[0]).waiting == 0 and last.in_flight == 0)
         demand = stand.sink.reports[-1].models[0]
         assert demand.in_flight == 0
         assert demand.last_used is not None
