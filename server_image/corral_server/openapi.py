@@ -135,12 +135,19 @@ REQUESTS: dict[str, Schema] = {
     "/embedding": _body(content=_TEXT),
     "/lora-adapters": {"type": "array", "items": _body("id", "scale", id=_TOKEN, scale={"type": "number"})},
 }
+FORMS: dict[str, Schema] = {
+    "/v1/audio/transcriptions": _body(
+        "file", file={"type": "string", "format": "binary"}, model=_TEXT, language=_TEXT, prompt=_TEXT, temperature={"type": "number"},
+        response_format={"enum": ["json", "text", "verbose_json"]}, stream={"enum": ["true", "false"]},
+    ),
+}  # fmt: skip
 _SAME = {
+    "/audio/transcriptions": "/v1/audio/transcriptions",
     "/chat/completions": "/v1/chat/completions", "/responses": "/v1/responses", "/rerank": "/v1/rerank", "/reranking": "/v1/rerank",
     "/v1/reranking": "/v1/rerank", "/completions": "/completion", "/embeddings": "/embedding",
     "/chat/completions/input_tokens": "/v1/chat/completions/input_tokens", "/responses/input_tokens": "/v1/responses/input_tokens",
 }  # fmt: skip
-_STREAMS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/completion", "/infill")
+_STREAMS = ("/v1/audio/transcriptions", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/completion", "/infill")
 _ANSWERS: dict[str, Schema] = {
     "/v1/chat/completions": _body("id", "object", "created", "model", "choices", "usage", object={"const": "chat.completion"}),
     "/v1/completions": _body("id", "object", "created", "model", "choices", "usage", object={"const": "text_completion"}),
@@ -167,6 +174,9 @@ def described(path: str) -> dict[str, Any]:
         content["text/event-stream"] = {"schema": {}}
     answers: dict[str, Any] = {"200": {"description": "The answer", "content": content}}
     answers.update({status: {"description": why, "content": {"application/json": {"schema": error}}} for status, why in _ERRORS.items()})
+    if known in FORMS:
+        content["text/plain"] = {"schema": _TEXT}
+        return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORMS[known]}}}, "responses": answers}
     if known not in REQUESTS:
         return {"responses": answers}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": REQUESTS[known]}}}, "responses": answers}
