@@ -155,6 +155,39 @@ def corral(work: Path, threads: int, context: int, paths: dict[str, Path]) -> It
             process.kill()
 
 
+def in_turns(endpoint: Endpoint, work: Path, options: argparse.Namespace, paths: dict[str, Path]) -> None:
+    """Swap, beside llama.cpp's router where its path is given, in turns; print the table, and write it where a file is named."""
+    with contextlib.ExitStack() as stack:
+        endpoints = [endpoint]
+        if options.llama_server:
+            folder = work / "router"
+            folder.mkdir()
+            for model, path in paths.items():
+                (folder / f"{model}.gguf").symlink_to(path)
+            endpoints.append(stack.enter_context(router(options.llama_server, folder, options.threads, options.context)))
+        for each in endpoints:  # the first load of each reads the file and starts what is started once
+            each.swap()
+            each.first_token.clear()
+            each.waited.clear()
+        for _ in range(options.rounds):
+            for each in endpoints:
+                each.swap()
+        result = report(endpoints)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def asked(summary: str) -> argparse.ArgumentParser:
+    """What every comparison of swaps can be told."""
+    arguments = argparse.ArgumentParser(description=summary)
+    arguments.add_argument("--llama-server", default="", help="path of a llama-server to compare with")
+    arguments.add_argument("--rounds", type=int, default=7)
+    arguments.add_argument("--threads", type=int, default=2)
+    arguments.add_argument("--context", type=int, default=4096, help="KV cells in all, shared by four slots")
+    arguments.add_argument("--json", type=Path)
+    return arguments
+
+
 def row(name: str, values: list[float]) -> str:
     return f"{name:<34} {statistics.median(values):7.3f} s   {min(values):6.3f} to {max(values):6.3f}   n={len(values)}"
 
@@ -179,41 +212,20 @@ def report(endpoints: list[Endpoint]) -> dict[str, Any]:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    arguments.add_argument("--llama-server", default="", help="path of a llama-server to compare with")
-    arguments.add_argument("--rounds", type=int, default=7)
-    arguments.add_argument("--threads", type=int, default=2)
-    arguments.add_argument("--context", type=int, default=4096, help="KV cells in all, shared by four slots")
+    arguments = asked((__doc__ or "").splitlines()[0])
     arguments.add_argument("--url", default="", help="an endpoint that already runs, instead of `corral up`")
     arguments.add_argument("--host", default="", help="its Host header")
     arguments.add_argument("--models", default="smollm2,gemma")
-    arguments.add_argument("--json", type=Path)
     options = arguments.parse_args()
     paths = {"smollm2": files.smollm2(), "gemma": files.gemma()}
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         work = Path(name)
-        endpoints: list[Endpoint] = []
         if options.url:
             first, second = options.models.split(",")
-            endpoints.append(Endpoint("corral", options.url, options.host, (first, second)))
+            endpoint = Endpoint("corral", options.url, options.host, (first, second))
         else:
-            endpoints.append(stack.enter_context(corral(work, options.threads, options.context, paths)))
-        if options.llama_server:
-            folder = work / "router"
-            folder.mkdir()
-            for model, path in paths.items():
-                (folder / f"{model}.gguf").symlink_to(path)
-            endpoints.append(stack.enter_context(router(options.llama_server, folder, options.threads, options.context)))
-        for endpoint in endpoints:  # the first load of each reads the file and starts what is started once
-            endpoint.swap()
-            endpoint.first_token.clear()
-            endpoint.waited.clear()
-        for _ in range(options.rounds):
-            for endpoint in endpoints:
-                endpoint.swap()
-        result = report(endpoints)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+            endpoint = stack.enter_context(corral(work, options.threads, options.context, paths))
+        in_turns(endpoint, work, options, paths)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ machine meanwhile.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -26,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 from e2e.support import install  # noqa: E402 - after the path is set
 from e2e.support.kubectl import Kubectl  # noqa: E402
 from e2e.support.world import HUB_URL, MODELS, World, deployment  # noqa: E402
-from swap import Endpoint, report, router  # noqa: E402
+from swap import Endpoint, asked, in_turns  # noqa: E402
 from tests.support import models as files  # noqa: E402
 
 CAPACITY, MARGIN = "4Gi", "64Mi"
@@ -73,35 +72,12 @@ def room_for_one(world: World, env: dict[str, str], paths: dict[str, Path], thre
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    arguments.add_argument("--llama-server", default="", help="path of a llama-server to compare with")
-    arguments.add_argument("--rounds", type=int, default=7)
-    arguments.add_argument("--threads", type=int, default=2)
-    arguments.add_argument("--context", type=int, default=4096, help="KV cells in all, shared by four slots")
-    arguments.add_argument("--json", type=Path)
-    options = arguments.parse_args()
+    options = asked((__doc__ or "").splitlines()[0]).parse_args()
     paths = {"smollm2": files.smollm2(), "gemma": files.gemma()}
-    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
-        world, env = stack.enter_context(cluster())
+    with tempfile.TemporaryDirectory() as name, cluster() as (world, env):
         room_for_one(world, env, paths, options.threads, options.context)
-        endpoints = [Endpoint("corral", world.gateway, world.host, ("smollm2", "gemma"))]
-        if options.llama_server:
-            folder = Path(name) / "router"
-            folder.mkdir()
-            for model, path in paths.items():
-                (folder / f"{model}.gguf").symlink_to(path)
-            endpoints.append(stack.enter_context(router(options.llama_server, folder, options.threads, options.context)))
-        for endpoint in endpoints:  # the first load of each reads the file and starts what is started once
-            endpoint.swap()
-            endpoint.first_token.clear()
-            endpoint.waited.clear()
-        for _ in range(options.rounds):
-            for endpoint in endpoints:
-                endpoint.swap()
-        result = report(endpoints)
+        in_turns(Endpoint("corral", world.gateway, world.host, ("smollm2", "gemma")), Path(name), options, paths)
         print(world.kubectl.run("get", "events", "-n", MODELS, "--field-selector=reason=Loaded", "--sort-by=.lastTimestamp")[-800:])
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

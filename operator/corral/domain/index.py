@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from corral.domain.fit import fits_alone, refused_by_pool
 from corral.domain.model import Demand, Device, DeviceKey, DeviceKind, Model, Node, Replica, ReplicaState
 from corral.domain.policy_lru import last_use
-from corral.domain.ranks import NOBODY, Arena, PoolIndex
+from corral.domain.ranks import NOBODY, Arena, PoolIndex, on_node
 
 if TYPE_CHECKING:
     from corral.domain.snapshot import State
@@ -136,13 +136,9 @@ class Index:
 
     def _rank_node(self, state: State, device: Device) -> None:
         """Something is free now on a GPU that was not, or the other way round."""
-        keys, node, free = state.by_pool.get(device.pool, []), device.key.node, []
-        for at in range(bisect_left(keys, DeviceKey(node, "")), len(keys)):
-            if keys[at].node != node:
-                break
-            if state.devices[keys[at]].kind is DeviceKind.GPU:
-                free.append(self.arenas[keys[at]].free)
-        self.pool(device.pool).rank_node(node, free)
+        node = device.key.node
+        gpus = (key for key in on_node(state.by_pool.get(device.pool, ()), node) if state.devices[key].kind is DeviceKind.GPU)
+        self.pool(device.pool).rank_node(node, [self.arenas[key].free for key in gpus])
 
     # Nodes and pools.
 

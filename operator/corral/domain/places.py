@@ -293,7 +293,7 @@ class Finder:
         waits = self._waits(self.draft.snapshot.nodes[devices[0].key.node])
         for count in range(2, min(self.model.max_devices, len(by_room)) + 1):
             chosen = tuple(sorted(by_room[:count], key=lambda each: each.key))
-            found = _place_on(self.draft, self.model.key, self.footprint, chosen, None, waits)
+            found = _place_on(draft, name, self.footprint, chosen, None, waits)
             if found is not None:
                 return found
         return None

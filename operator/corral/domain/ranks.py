@@ -6,13 +6,18 @@ Figures only; it must never decide anything.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from corral.domain.model import DeviceKey
 
 NOBODY = 1 << 40  # above every priority
 MOST_TOGETHER = 8  # models are split over more GPUs where the most are free
+
+
+def on_node(keys: Sequence[DeviceKey], node: str) -> list[DeviceKey]:
+    """The node's devices among sorted ones."""
+    return list(keys[bisect_left(keys, DeviceKey(node, "")) : bisect_left(keys, DeviceKey(node, "\U0010ffff"))])
 
 
 @dataclass(slots=True)

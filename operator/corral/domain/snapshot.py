@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from corral.domain.index import Index
 from corral.domain.model import Demand, Device, DeviceKey, Model, Node, Pool, Replica
+from corral.domain.ranks import on_node
 
 NO_IDS: frozenset[str] = frozenset()
 NO_DEMAND = Demand()
@@ -49,13 +50,7 @@ class Snapshot:
     def on_node(self, node: str) -> list[DeviceKey]:
         """The node's devices."""
         found = self.nodes.get(node)
-        keys = self.by_pool.get(found.pool, ()) if found is not None else ()
-        at = bisect_left(keys, DeviceKey(node, ""))
-        result = []
-        while at < len(keys) and keys[at].node == node:
-            result.append(keys[at])
-            at += 1
-        return result
+        return on_node(self.by_pool.get(found.pool, ()), node) if found is not None else []
 
     def on_device(self, key: DeviceKey) -> list[Replica]:
         return [self.replicas[each] for each in sorted(self.by_device.get(key, NO_IDS))]

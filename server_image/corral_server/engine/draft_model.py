@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from corral_server.engine.library import LIB, L, Log
-from corral_server.engine.model import load_model, make_context, metadata
+from corral_server.engine.model import has_state, load_model, make_context, metadata
 from corral_server.engine.plan import EnginePlan, ModelFacts
 from corral_server.reasons import INVALID_ENGINE_SETTINGS, Failure
 
@@ -31,11 +31,7 @@ class DraftModel:
 
 def forgets(model: Any) -> bool:
     """Whether the model's memory loses what came before: nothing that it evaluated can then be taken back."""
-    return bool(L.llama_model_n_swa(model) > 0 or _has_state(model))
-
-
-def _has_state(model: Any) -> bool:
-    return bool(L.llama_model_is_recurrent(model) or L.llama_model_is_hybrid(model))
+    return bool(L.llama_model_n_swa(model) > 0 or has_state(model))
 
 
 def open_draft(
@@ -55,7 +51,7 @@ def open_draft(
     except Failure as failure:
         raise Failure(failure.reason, f"{FIELD}: {failure.message}") from None
     facts = ModelFacts.of(metadata(model))
-    if _has_state(model) or not facts.causal:
+    if has_state(model) or not facts.causal:
         raise Failure(
             INVALID_ENGINE_SETTINGS,
             f"{FIELD} names a model of architecture {facts.architecture}, which cannot take its own guesses back; name one that keeps its whole past",

@@ -21,6 +21,7 @@ from corral_server.engine.embedding import EmbeddingLoop
 from corral_server.engine.jobs import Job, make_embed_job, make_job
 from corral_server.engine.library import L, floats_at, get_logits_ith
 from corral_server.engine.media_showing import Showing
+from corral_server.engine.model import has_state
 from corral_server.engine.plan import EnginePlan
 from corral_server.engine.sampling import Choice
 from corral_server.engine.sequences import Sequences, Slot
@@ -66,9 +67,7 @@ class Loop:
         self._queue: deque[Job] = deque()
         self._batch = Batch(L.llama_n_batch(context))
         self._switch = Switch(context, adapters or [])
-        self._rewind = scheduling.Rewind(
-            window=max(L.llama_model_n_swa(model), 0), recurrent=bool(L.llama_model_is_recurrent(model) or L.llama_model_is_hybrid(model))
-        )
+        self._rewind = scheduling.Rewind(window=max(L.llama_model_n_swa(model), 0), recurrent=has_state(model))
         self._sequences = Sequences(
             context, count=plan.slots, cells=plan.cells, rewind=self._rewind, states=states, scratch=scratch, cache_limit=cache_limit
         )

@@ -79,6 +79,11 @@ def make_context(model: Any, plan: EnginePlan, log: Log, *, threads: int = 1, wh
     return context
 
 
+def has_state(model: Any) -> bool:
+    """Whether it keeps a recurrent state, alone or beside attention: that is only right at its very end."""
+    return bool(L.llama_model_is_recurrent(model) or L.llama_model_is_hybrid(model))
+
+
 def model_format(model: Any) -> str:
     """How the weights are written, in llama.cpp's words: `Q4_K - Medium`."""
     name = L.llama_ftype_name(L.llama_model_ftype(model))
