@@ -186,5 +186,11 @@ def _children(pid: int) -> list[int]:
         return []
 
 
+def anonymous(pid: int) -> int:
+    """Bytes of a process that are no file's, each shared page divided among those that share it."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return sum(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss_Anon:"))
+
+
 def _resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1])

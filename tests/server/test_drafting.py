@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.server.harness import Server
-from tests.server.test_estimate import anonymous, estimate
+from tests.server.test_estimate import assert_kept, estimate, used
 from tests.server.web_source import Site, serving
 from tests.support.greedy import assert_same_or_tied
 from tests.support.models import gemma, smollm2
@@ -316,12 +316,8 @@ def test_what_was_promised_covers_what_both_use(tmp_path: Path):
         for index in range(3):
             ask = {"prompt": f"{index} " + "words and more words " * 30, "max_tokens": 24, "n": 4, "logprobs": 5, **BYTES}
             server.http.post("/v1/completions", json=ask).raise_for_status()
-        tree = server.tree()
-        used = sum(anonymous(p) for p in [server.process.pid, *tree["zygote"], *tree["children"]])
-        measured = {k: status["memory"][k] for k in ("weights", "kvCache", "compute")}
-    assert {k: promised[k] for k in measured} == measured
-    total = used + promised["weights"] - status["memory"]["repacked"]
-    assert total <= promised["total"] <= total * 1.15
+        held = used(server)
+    assert_kept(promised, status["memory"], held)
 
 
 def test_what_followed_before_is_guessed():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import gguf
 import pytest
-from tests.server.harness import ROOT, Server
+from tests.server.harness import ROOT, Server, anonymous
 from tests.server.web_source import Site, serving
 from tests.support.gguf_files import sentence_model
 from tests.support.models import gemma, minilm, smollm2
@@ -39,9 +39,18 @@ def estimate(source: str, tmp_path: Path, *, spec: dict | None = None, **env: st
     return json.loads(done.stdout)
 
 
-def anonymous(pid: int) -> int:
-    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return sum(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss_Anon:"))
+def used(server: Server) -> int:
+    """Anonymous memory of the server and of all its processes."""
+    tree = server.tree()
+    return sum(anonymous(p) for p in [server.process.pid, *tree["zygote"], *tree["children"]])
+
+
+def assert_kept(promised: dict, measured: dict, held: int) -> None:
+    """The parts are those that the server reports as loaded, and all of it is never too little, nor much too much."""
+    parts = {k: measured[k] for k in ("weights", "kvCache", "compute")}
+    assert {k: promised[k] for k in parts} == parts
+    total = held + promised["weights"] - measured["repacked"]
+    assert total <= promised["total"] <= total * 1.15
 
 
 def split_in_two(path: Path, folder: Path) -> Path:
@@ -80,12 +89,8 @@ def test_what_was_promised_covers_what_is_used_and_not_much_more(name: str, tmp_
             else:
                 ask = {"prompt": f"{index} " + "words and more words " * 30, "max_tokens": 8, "n": 4, "temperature": 1.0, "logprobs": 5}
                 server.http.post("/v1/completions", json=ask).raise_for_status()
-        tree = server.tree()
-        used = sum(anonymous(p) for p in [server.process.pid, *tree["zygote"], *tree["children"]])
-        measured = {k: status["memory"][k] for k in ("weights", "kvCache", "compute")}
-    assert {k: promised[k] for k in measured} == measured
-    total = used + promised["weights"] - status["memory"]["repacked"]
-    assert total <= promised["total"] <= total * 1.15
+        held = used(server)
+    assert_kept(promised, status["memory"], held)
 
 
 def test_the_parts_add_up(tmp_path: Path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from tests.server.harness import Server
+from tests.server.harness import Server, anonymous
 from tests.support.gguf_files import sentence_model
 from tests.support.models import gemma
 
@@ -26,11 +26,6 @@ def endless(tmp_path_factory: pytest.TempPathFactory):
     with Server(path.as_uri(), tmp_path_factory.mktemp("endless"), engine={"slots": 4, "kvTokens": 16384}) as server:
         server.load()
         yield server
-
-
-def anonymous(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss_Anon:"))
 
 
 async def hang_up_at_random(server: Server, count: int, seed: int) -> None:
