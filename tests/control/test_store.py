@@ -82,7 +82,7 @@ async def test_a_status_that_comes_back_wakes_nobody(store):
     store.wake.clear()
     store.put_model({**model, "status": {"replicas": 1}})
     assert not store.wake.is_set()
-    assert store.deployments["m/a"].raw["status"] == {"replicas": 1}
+    assert store.deployments["m/a"].packed.status == {"replicas": 1}
     store.put_model({**model, "metadata": {**model["metadata"], "generation": 2}})
     assert store.wake.is_set()
 

@@ -31,7 +31,7 @@ def planned(shell: Shell, action: Create, busy: Container[str] = ()) -> ReplicaR
     device = shell.store.state.devices.get(action.devices[0])
     host = device.kind is DeviceKind.HOST if device is not None else any(key.id == HOST_ID for key in action.devices)
     return ReplicaRequest(
-        model_object=found.raw,
+        model_object=found.packed.whole,
         model=action.model,
         namespace=metadata.namespace,
         name=f"{metadata.name}-{action.revision}-{ordinal}",
@@ -112,7 +112,7 @@ async def _estimate(shell: Shell, key: str, gate: asyncio.Semaphore) -> str:
             return ""
         metadata, spec = found.parsed.metadata, found.parsed.spec
         request = EstimateRequest(
-            model_object=found.raw,
+            model_object=found.packed.whole,
             model=key,
             namespace=metadata.namespace,
             name=metadata.name,

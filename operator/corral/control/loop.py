@@ -258,12 +258,10 @@ class Controller:
         deployment = self.store.deployments.get(key)
         if deployment is None:
             raise Gone(f"ModelDeployment {key} was deleted before its status was written")
-        raw = deployment.raw
         namespace, _, name = key.partition("/")
-        uid = str((raw.get("metadata") or {}).get("uid") or "")
         self._metrics.status_written("model")
         self._tell_conditions(key, status)
-        await self._statuses.write_model(namespace, name, uid, status)
+        await self._statuses.write_model(namespace, name, deployment.uid, status)
 
     def _tell_conditions(self, key: str, status: Mapping[str, Any]) -> None:
         """A model that stalls or waits for memory says so once, as an event."""

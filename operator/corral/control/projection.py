@@ -98,8 +98,7 @@ class Projection:
             self.facts.pop(key, None)
             return
         if isinstance(found, Unreadable):
-            generation = int((found.raw.get("metadata") or {}).get("generation") or 0)
-            self.state.put_model(blocked_model(key, generation, Blocked(reasons.INVALID, found.message)))
+            self.state.put_model(blocked_model(key, found.generation, Blocked(reasons.INVALID, found.message)))
             return
         facts, name = self.facts_of(found), found.parsed.spec.pool
         facts.forget_healed(now)
@@ -130,7 +129,7 @@ class Projection:
             self.state.remove_replica(key)
             return
         owner = self.records.deployments.get(pod.record.model)
-        uid = ((owner.raw.get("metadata") or {}).get("uid", "") if owner else "") or ""
+        uid = owner.uid if owner else ""
         pod.orphaned = bool(uid and pod.record.owner_uid and pod.record.owner_uid != uid)
         state = state_of(pod)
         if state is not pod.state:

@@ -34,7 +34,7 @@ class Recorder:
         """An event about a ModelDeployment, if it still exists. `deed`: something that was done, and is told each time it is done."""
         found = self._store.deployments.get(key)
         if found is not None:
-            self.tell(found.raw, reason, message, warning=warning, deed=deed)
+            self.tell(found.packed.whole, reason, message, warning=warning, deed=deed)
 
     def tell(self, regarding: Mapping[str, Any], reason: str, message: str, *, warning: bool = False, deed: bool = False) -> None:
         metadata = regarding.get("metadata") or {}

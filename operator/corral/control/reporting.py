@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from corral.control.packing import pack, unpack
 from corral.control.settings import ControlSettings
 from corral.kube.ports import Gone, NotLeader
 
@@ -44,7 +45,7 @@ class Reporter:
         self._dirty: dict[str, None] = {}  # ordered: first marked, first written
         self._later: dict[str, float] = {}
         self._costly: dict[str, float] = {}  # not rendered again before
-        self._written: dict[str, tuple[Mapping[str, Any], float]] = {}
+        self._written: dict[str, tuple[bytes, float]] = {}  # packed: there are as many as objects
         self._adrift: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
         self._writing: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
@@ -58,7 +59,7 @@ class Reporter:
     def former(self, key: str) -> Mapping[str, Any]:
         """The status as it was last written, or as the API shows it."""
         written = self._written.get(key)
-        return written[0] if written is not None else self._observed(key)
+        return unpack(written[0]) if written is not None else self._observed(key)
 
     def forget(self, key: str) -> None:
         self._written.pop(key, None)
@@ -72,7 +73,7 @@ class Reporter:
             written = self._written.get(key)
             if written is None or key in self._writing:
                 continue
-            pair = (written[0], self._observed(key))
+            pair = (unpack(written[0]), self._observed(key))
             if pair[0] == pair[1]:
                 self._adrift.pop(key, None)
             elif self._adrift.get(key) != pair:
@@ -122,7 +123,7 @@ class Reporter:
             # The status of a pool with thousands of models: whatever happens in it, looking at all of them stays a small part of the work.
             self._costly[key] = now + cost / SHARE
         written = self._written.get(key)
-        known = written[0] if written is not None else self._observed(key)
+        known = self.former(key)
         if wanted == known:
             return
         if written is not None:
@@ -144,7 +145,7 @@ class Reporter:
             log.warning("writing the status of %s: %s", key, error)
             self._later[key] = self._clock() + RETRY
         else:
-            self._written[key] = (wanted, self._clock())
+            self._written[key] = (pack(wanted), self._clock())
         finally:
             self._writing.pop(key, None)
             self._wake.set()

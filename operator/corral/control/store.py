@@ -16,6 +16,7 @@ from corral.api import GatewayReport, InvalidObjectError, ModelPool
 from corral.control.demand import DemandBook
 from corral.control.observation import SupervisorStatus
 from corral.control.outcomes import Outcomes
+from corral.control.packing import Packed
 from corral.control.pods import Order, Pod
 from corral.control.projection import Projection
 from corral.control.records import Records
@@ -54,9 +55,9 @@ class Store:
     def put_model(self, obj: Mapping[str, Any]) -> None:
         key = key_of(obj)
         old = self.deployments.get(key)
-        if old is not None and not _differs(old.raw, obj):
+        if old is not None and old.packed.same_but_status(obj):
             # Only the status moved, and the status is ours: kept for comparison, nobody is woken.
-            self.deployments[key] = replace(old, raw=obj)
+            self.deployments[key] = replace(old, packed=Packed.of(obj))
             return
         self.deployments[key] = read_deployment(obj)
         self.dirty.models.add(key)
@@ -303,13 +304,6 @@ class Store:
     def take_dirty_pools(self) -> set[str]:
         taken, self.dirty.pools = self.dirty.pools, set()
         return taken & self.pools.keys()
-
-
-def _differs(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether anything but the status (and the bookkeeping of writing it) differs."""
-    before, after = old.get("metadata") or {}, new.get("metadata") or {}
-    parts = ("uid", "generation", "deletionTimestamp", "creationTimestamp")
-    return old.get("spec") != new.get("spec") or any(before.get(part) != after.get(part) for part in parts)
 
 
 def _older(new: PodRecord, old: PodRecord) -> bool:

@@ -14,20 +14,22 @@ from pydantic import ValidationError
 from corral.api import Effective, InvalidObjectError, ModelDeployment, ModelPool, effective, server_spec
 from corral.api.mdstatus import ModelDeploymentStatus
 from corral.control.facts import Facts
+from corral.control.packing import Packed, Shared
 from corral.control.settings import ControlSettings
 from corral.domain import reasons
 from corral.domain.model import Blocked, Model, Pool, Toleration
 
 log = logging.getLogger(__name__)
 
+SHARED = Shared()
+
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
     """A ModelDeployment that can be read, with what is derived from its spec alone."""
 
-    raw: Mapping[str, Any]
+    packed: Packed
     parsed: ModelDeployment
-    server_spec: Mapping[str, Any]
     estimate_key: str  # what the estimate depends on
 
     @property
@@ -35,40 +37,61 @@ class Deployment:
         return self.parsed.key
 
     @property
+    def uid(self) -> str:
+        return self.parsed.metadata.uid
+
+    @property
+    def server_spec(self) -> Mapping[str, Any]:
+        """`CORRAL_SPEC`."""
+        return _server_spec(self.parsed)
+
+    @property
     def file_key(self) -> str:
         """What its file is called in a cache (docs/contracts.md); empty: it is used where it is."""
-        source = str(self.server_spec["model"]["source"])
+        source = self.parsed.spec.model.source
         if source.startswith(("file://", "pvc://")):
             return ""
-        return hashlib.sha256(f"{self.server_spec['cacheKey']}\n{source}".encode()).hexdigest()[:32]
+        return hashlib.sha256(f"{_cache_key(self.parsed)}\n{source}".encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
     """A ModelDeployment that the API would have refused."""
 
-    raw: Mapping[str, Any]
+    packed: Packed
     key: str
+    uid: str
+    generation: int
     message: str
 
 
 def read_deployment(raw: Mapping[str, Any]) -> Deployment | Unreadable:
+    packed = Packed.of(raw)
     try:
         # Its status is read once, when a leader takes over (`status_of`): thousands of them are not kept in a second form.
         parsed = ModelDeployment.parse({name: value for name, value in raw.items() if name != "status"})
     except InvalidObjectError as error:
-        return Unreadable(raw, key_of(raw), str(error))
+        metadata = raw.get("metadata") or {}
+        return Unreadable(packed, key_of(raw), str(metadata.get("uid") or ""), int(metadata.get("generation") or 0), str(error))
+    parsed = parsed.model_copy(update={"spec": SHARED.parts(parsed.spec)})
+    told, secret = _server_spec(parsed), parsed.spec.model.secret_ref
+    return Deployment(packed, parsed, digest([told["model"], told["engine"], secret.name if secret else ""], 16))
+
+
+def _server_spec(parsed: ModelDeployment) -> dict[str, Any]:
+    return server_spec(parsed, cache_key=_cache_key(parsed))
+
+
+def _cache_key(parsed: ModelDeployment) -> str:
+    """A private source's file is shared only among those who may use the same secret."""
     secret = parsed.spec.model.secret_ref
-    # A private source's file is shared only among those who may use the same secret.
-    cache_key = digest([parsed.metadata.namespace, secret.name], 16) if secret else ""
-    told = server_spec(parsed, cache_key=cache_key)
-    return Deployment(raw, parsed, told, digest([told["model"], told["engine"], secret.name if secret else ""], 16))
+    return digest([parsed.metadata.namespace, secret.name], 16) if secret else ""
 
 
 def status_of(deployment: Deployment) -> ModelDeploymentStatus:
     """What a former leader wrote; a status that cannot be read says nothing."""
     try:
-        return ModelDeploymentStatus.model_validate(deployment.raw.get("status") or {})
+        return ModelDeploymentStatus.model_validate(deployment.packed.status)
     except ValidationError as error:
         log.warning("%s: its status cannot be read and counts as empty: %s", deployment.key, error)
         return ModelDeploymentStatus()

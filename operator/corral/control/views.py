@@ -27,7 +27,7 @@ class Renderer:
 
     def observed_model(self, key: str) -> Mapping[str, Any]:
         found = self._store.deployments.get(key)
-        return (found.raw.get("status") or NOTHING) if found is not None else NOTHING
+        return found.packed.status if found is not None else NOTHING
 
     def observed_pool(self, name: str) -> Mapping[str, Any]:
         found = self._store.pool_objects.get(name)
