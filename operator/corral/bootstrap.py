@@ -24,6 +24,8 @@ log = logging.getLogger("corral")
 
 SILENCE = 400.0
 """Seconds without any sign from a watch after which the process counts as stuck."""
+AFTER_KOPF = 10.0
+"""Seconds until the second list: kopf does not tell what went between our first list and its own."""
 WIND_DOWN = 10.0
 """Seconds that the loop may take to end what it is doing."""
 
@@ -160,13 +162,18 @@ class _Operator:
                 await read_until_done(self._client, gate)
                 sink.synced(source)
             book.pools_synced()
-            await keep_reading(self._client, gates, first=5.0)
+            read_first.set()
+            await keep_reading(self._client, gates, first=AFTER_KOPF)
 
-        kopf_stop, kopf_ready = asyncio.Event(), asyncio.Event()
+        read_first, kopf_stop, kopf_ready = asyncio.Event(), asyncio.Event(), asyncio.Event()
         loop_task = asyncio.create_task(controller.run(stop), name="control loop")
-        kopf_task = asyncio.create_task(
-            watch_resources(gates, self._client.connection, kopf_stop, kopf_ready, identity=settings.identity), name="kopf"
-        )
+
+        async def watch() -> None:
+            # Our own lists come first: kopf would read the same objects at the same time, and the first decision waits for the lists only.
+            await read_first.wait()
+            await watch_resources(gates, self._client.connection, kopf_stop, kopf_ready, identity=settings.identity)
+
+        kopf_task = asyncio.create_task(watch(), name="kopf")
         watches = [
             asyncio.create_task(read_resources(), name="lists"),
             asyncio.create_task(pods.run(), name="pods"),
@@ -188,6 +195,8 @@ class _Operator:
         await asyncio.wait([loop_task], timeout=WIND_DOWN)
         await _end([signals, stopped, *watches])
         kopf_stop.set()
+        if not read_first.is_set():
+            kopf_task.cancel()
         await asyncio.wait([kopf_task], timeout=WIND_DOWN)
         # What is still running may not write any more once the lease is given up; the release is the last thing that is written.
         await _end([loop_task, kopf_task, holding])

@@ -17,7 +17,11 @@ class Desk:
         self.shown: dict = {}
         self.written: list = []
         self.errors: list = []
-        self.reporter = Reporter(self.wanted.get, lambda key: self.shown.get(key, {}), self.write, SETTINGS, lambda: self.now)
+        self.asked_for: set[str] | None = None  # None: all
+        self.reporter = Reporter(self.wanted.get, lambda key: self.shown.get(key, {}), self.write, SETTINGS, lambda: self.now, urgent=self.urgent)
+
+    def urgent(self, key: str) -> bool:
+        return self.asked_for is None or key in self.asked_for
 
     async def write(self, key, status) -> None:
         if self.errors:
@@ -98,7 +102,7 @@ async def test_an_object_that_is_gone_is_not_written():
 
 async def test_a_status_that_is_costly_to_render_takes_a_small_share_of_the_time(monkeypatch):
     spent = iter(range(1000))
-    monkeypatch.setattr("corral.control.reporting.time.perf_counter", lambda: next(spent) * 0.1)
+    monkeypatch.setattr("corral.control.reporting.time.thread_time", lambda: next(spent) * 0.1)
     desk = Desk()
     await desk.mark(replicas=1)
     await desk.mark(replicas=2)
@@ -107,3 +111,30 @@ async def test_a_status_that_is_costly_to_render_takes_a_small_share_of_the_time
     desk.now += 5
     await desk.settle()
     assert [status["replicas"] for _, status in desk.written] == [1, 3]
+
+
+async def test_models_that_somebody_waits_for_are_written_before_a_whole_fleet():
+    desk = Desk()
+    fleet = [f"m/{number:03d}" for number in range(100)]
+    desk.asked_for = {"m/099"}
+    desk.wanted |= {key: {"replicas": 1} for key in fleet}
+    desk.reporter.mark(set(fleet[:50]))
+    desk.reporter.mark(set(fleet[50:]))
+    await desk.settle()
+    assert desk.written[0][0] == "m/099"
+    for _ in range(20):
+        await desk.settle()
+    assert sorted(key for key, _ in desk.written) == fleet, "and the others after it"
+
+
+async def test_one_that_is_asked_for_while_it_waits_comes_first():
+    desk = Desk()
+    fleet = [f"m/{number:03d}" for number in range(100)]
+    desk.asked_for = set()
+    desk.wanted |= {key: {"replicas": 1} for key in fleet}
+    desk.reporter.mark(set(fleet))
+    desk.asked_for = {"m/050"}
+    desk.reporter.mark({"m/050"})
+    await desk.settle()
+    assert desk.written[0][0] == "m/050"
+    assert len([key for key, _ in desk.written if key == "m/050"]) == 1

@@ -25,7 +25,7 @@ from corral.control.shell import Abandoned, Shell, to_json
 from corral.domain import reasons
 from corral.domain.model import ReplicaState
 from corral.domain.plan import Action, Create, Delete, Estimate, Evict, Load, Plan
-from corral.kube.ports import LOADED_FOR, TURN, Conflict, Gone, NotLeader, Refused
+from corral.kube.ports import TURN, Conflict, Gone, NotLeader, Refused
 
 log = logging.getLogger(__name__)
 
@@ -255,15 +255,12 @@ class Applier:
 
 
 def _marks(pod: Pod) -> dict[str, str | None]:
-    """Annotations that do not say yet what is true: its turn has begun, or it has served whom it was loaded for."""
+    """Annotations that do not say yet what is true: its turn has begun."""
     record, marks = pod.record, dict[str, str | None]()
     if pod.turn_started is not None:
         turn = to_json({"started": rfc3339(pod.turn_started)})
         if record.annotations.get(TURN) != turn:
             marks[TURN] = turn
-    served = pod.status is not None and pod.status.state is ReplicaState.LOADED and pod.status.served > 0
-    if served and LOADED_FOR in record.annotations:
-        marks[LOADED_FOR] = None
     return marks
 
 

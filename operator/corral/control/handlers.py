@@ -61,11 +61,21 @@ def _recorder(feed: Feed) -> Callable[..., Awaitable[None]]:
     return record
 
 
+class _NoEssence(kopf.AnnotationsDiffBaseStorage):  # type: ignore[misc]
+    """Handlers of events compare nothing: without this kopf copies each object for each event, to find out what has changed in it."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+
 def make_settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.persistence.finalizer = f"{PREFIX}/finalizer"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=PREFIX)
-    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=PREFIX)
+    settings.persistence.diffbase_storage = _NoEssence(prefix=PREFIX)
     settings.posting.enabled = False
     settings.posting.reporting_component = "corral-operator"
     settings.watching.server_timeout = 300

@@ -66,7 +66,9 @@ class Controller:
         self._plan = Plan()
         self._verdicts: Mapping[str, Verdict] = {}
         self._renderer = Renderer(self.store, self.settings, clock)
-        self._models = Reporter(self._renderer.model, self._renderer.observed_model, self._write_model, self.settings, clock)
+        self._models = Reporter(
+            self._renderer.model, self._renderer.observed_model, self._write_model, self.settings, clock, urgent=self._renderer.in_use
+        )
         self._pools = Reporter(
             self._renderer.pool, self._renderer.observed_pool, self._write_pool, self.settings, clock, interval=self.settings.pool_interval
         )

@@ -25,16 +25,27 @@ WORDS = frozenset({"message", "explanation", "lastUsed", "backoff"})
 """Parts of a status that say more about what the rest says already."""
 RETRY = 1.0
 RENDERED_AT_ONCE = 16
+AT_LEISURE = 2
+"""Writes at once of what nobody waits for: all models of a fleet may be due, after an upgrade say, and wakes need the API server too."""
 CHEAP = 0.005
 SHARE = 0.02
 """Of the time, that rendering one status may take which is not cheap (seconds)."""
 
 
 class Reporter:
-    """For one kind of object. `render`: the status that is wanted now (None: the object is gone); `observed`: the one that the API last showed."""
+    """For one kind of object. `render`: the status that is wanted now (None: the object is gone); `observed`: the one that the API last showed;
+    `urgent`: whether somebody looks at this object now: others are written after those."""
 
     def __init__(
-        self, render: Render, observed: Observed, write: Write, settings: ControlSettings, clock: Callable[[], float], *, interval: float = 0.0
+        self,
+        render: Render,
+        observed: Observed,
+        write: Write,
+        settings: ControlSettings,
+        clock: Callable[[], float],
+        *,
+        interval: float = 0.0,
+        urgent: Callable[[str], bool] = lambda _key: True,
     ) -> None:
         self._render = render
         self._observed = observed
@@ -42,7 +53,9 @@ class Reporter:
         self._settings = settings
         self._clock = clock
         self._interval = interval
+        self._urgent = urgent
         self._dirty: dict[str, None] = {}  # ordered: first marked, first written
+        self._leisurely: dict[str, None] = {}  # those after them
         self._later: dict[str, float] = {}
         self._costly: dict[str, float] = {}  # not rendered again before
         self._written: dict[str, tuple[bytes, float]] = {}  # packed: there are as many as objects
@@ -52,8 +65,13 @@ class Reporter:
 
     def mark(self, keys: set[str]) -> None:
         """These may have another status now."""
+        for key in keys:
+            if self._urgent(key):
+                self._dirty[key] = None
+                self._leisurely.pop(key, None)
+            elif key not in self._dirty:
+                self._leisurely[key] = None
         if keys:
-            self._dirty.update(dict.fromkeys(keys))
             self._wake.set()
 
     def former(self, key: str) -> Mapping[str, Any]:
@@ -84,18 +102,12 @@ class Reporter:
     async def run(self) -> None:
         while True:
             now = self._clock()
-            due = [key for key, at in self._later.items() if at <= now]
+            due = {key for key, at in self._later.items() if at <= now}
             for key in due:
                 del self._later[key]
-                self._dirty[key] = None
-            for count, key in enumerate(list(self._dirty)):
-                if len(self._writing) >= self._settings.status_concurrency:
-                    break
-                if count % RENDERED_AT_ONCE == RENDERED_AT_ONCE - 1:
-                    await asyncio.sleep(0)  # a resync renders everything; nobody's wake waits for that
-                if key not in self._writing:
-                    del self._dirty[key]
-                    self._start(key, now)
+            self.mark(due)
+            await self._start_some(self._dirty, self._settings.status_concurrency, now)
+            await self._start_some(self._leisurely, AT_LEISURE, now)
             self._wake.clear()
             pause = min(self._later.values(), default=None)
             try:
@@ -104,11 +116,21 @@ class Reporter:
             except TimeoutError:
                 pass
 
+    async def _start_some(self, keys: dict[str, None], at_once: int, now: float) -> None:
+        for count, key in enumerate(list(keys)):
+            if len(self._writing) >= at_once:
+                return
+            if count % RENDERED_AT_ONCE == RENDERED_AT_ONCE - 1:
+                await asyncio.sleep(0)  # a resync renders everything; nobody's wake waits for that
+            if key in keys and key not in self._writing:
+                del keys[key]
+                self._start(key, now)
+
     def _start(self, key: str, now: float) -> None:
         if now < self._costly.get(key, 0.0):
             self._later[key] = self._costly[key]
             return
-        began = time.perf_counter()
+        began = time.thread_time()
         try:
             wanted = self._render(key)
         except Exception:
@@ -118,7 +140,7 @@ class Reporter:
         if wanted is None:
             self.forget(key)
             return
-        cost = time.perf_counter() - began
+        cost = time.thread_time() - began  # of this thread's own: on a busy machine the clock on the wall says little
         if cost > CHEAP:
             # The status of a pool with thousands of models: whatever happens in it, looking at all of them stays a small part of the work.
             self._costly[key] = now + cost / SHARE

@@ -63,7 +63,7 @@ class Supervisors:
     async def open(self) -> None:
         timeout = aiohttp.ClientTimeout(total=self._settings.request_timeout, connect=self._settings.connect_timeout)
         # A pod has its long poll and now and then one more call: no limit of connections may ever stand between a grant and its wake.
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=75, use_dns_cache=False)
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=15, use_dns_cache=False)
         self._session = aiohttp.ClientSession(timeout=timeout, connector=connector)
 
     async def close(self) -> None:

@@ -22,6 +22,10 @@ from corral.domain.model import Blocked, Model, Pool, Toleration
 log = logging.getLogger(__name__)
 
 SHARED = Shared()
+NO_STATUS = ModelDeploymentStatus()
+
+SEEN_ANYWAY = frozenset({"placements", "explanation", "selector", "replicas", "loadedReplicas", "sleepingReplicas"})
+"""Parts of a status that a new leader sees for itself: reading thousands of statuses is most of what it does before its first decision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ def read_deployment(raw: Mapping[str, Any]) -> Deployment | Unreadable:
     packed = Packed.of(raw)
     try:
         # Its status is read once, when a leader takes over (`status_of`): thousands of them are not kept in a second form.
-        parsed = ModelDeployment.parse({name: value for name, value in raw.items() if name != "status"})
+        parsed = ModelDeployment.parse({**raw, "status": NO_STATUS})
     except InvalidObjectError as error:
         metadata = raw.get("metadata") or {}
         return Unreadable(packed, key_of(raw), str(metadata.get("uid") or ""), int(metadata.get("generation") or 0), str(error))
@@ -89,10 +93,13 @@ def _cache_key(parsed: ModelDeployment) -> str:
 
 
 def status_of(deployment: Deployment) -> ModelDeploymentStatus:
-    """What a former leader wrote; a status that cannot be read says nothing."""
+    """What a former leader wrote and nothing else tells; a status that cannot be read says nothing."""
+    told = deployment.packed.status
     try:
-        return ModelDeploymentStatus.model_validate(deployment.packed.status)
-    except ValidationError as error:
+        told["conditions"] = [it for it in told.get("conditions") or () if it.get("type") == "Stalled"]
+        told["memory"] = {"measured": measured} if (measured := (told.get("memory") or {}).get("measured")) else None
+        return ModelDeploymentStatus.model_validate({name: value for name, value in told.items() if name not in SEEN_ANYWAY})
+    except (ValidationError, AttributeError) as error:
         log.warning("%s: its status cannot be read and counts as empty: %s", deployment.key, error)
         return ModelDeploymentStatus()
 

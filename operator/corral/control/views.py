@@ -33,6 +33,11 @@ class Renderer:
         found = self._store.pool_objects.get(name)
         return (found.get("status") or NOTHING) if found is not None else NOTHING
 
+    def in_use(self, key: str) -> bool:
+        """Whether there is a pod of it, or a request for it."""
+        demand = self._store.state.demand.get(key)
+        return bool(self._store.state.by_model.get(key)) or (demand is not None and demand.waiting > 0)
+
     def model(self, key: str) -> Mapping[str, Any] | None:
         """None: there is no such model (any more), or the loop has not seen it yet."""
         store = self._store

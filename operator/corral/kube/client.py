@@ -14,8 +14,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Self
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+import orjson
 from kubernetes.aio import config
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
@@ -85,6 +88,12 @@ async def _judge_again(_session: aiohttp.ClientSession, _context: SimpleNamespac
         raise NotLeader("the lease is lost or about to expire")
 
 
+def _proxy_of(address: str) -> str | None:
+    """The proxy that the environment names for it (`HTTPS_PROXY`, `NO_PROXY`), None for none."""
+    parts = urlsplit(address)
+    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+
+
 class KubeClient:
     """Calls of one process. `gated` gives a client of the same connections whose writes need leave."""
 
@@ -104,6 +113,9 @@ class KubeClient:
         trace = aiohttp.TraceConfig()
         trace.on_request_headers_sent.append(_judge_again)
         settings.trace_configs = [trace]
+        # Left to itself aiohttp reads proxies and .netrc anew, in a thread, for every single request.
+        settings.proxy = settings.proxy or _proxy_of(str(settings.host))
+        settings.client_session_kwargs = {"trust_env": False}
         api = ApiClient(configuration=settings)
         api.user_agent = user_agent
         return cls(api, request_timeout=request_timeout)
@@ -238,12 +250,12 @@ class KubeClient:
 
 
 def _object(data: bytes) -> dict[str, Any]:
-    loaded = json.loads(data)
+    loaded = orjson.loads(data)
     return loaded if isinstance(loaded, dict) else {"items": loaded}
 
 
 def _event(where: str, line: bytes) -> dict[str, Any]:
-    event: dict[str, Any] = json.loads(line)
+    event: dict[str, Any] = orjson.loads(line)
     if event.get("type") == "ERROR":
         status = event.get("object") or {}
         raise _error(where, int(status.get("code") or 500), json.dumps(status).encode())
