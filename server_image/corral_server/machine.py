@@ -37,7 +37,12 @@ def oom_kills(root: Path = _CGROUP) -> int:
     return 0
 
 
-def anonymous_bytes(pid: int) -> int:
+def threads() -> int:
+    """Of this process."""
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def anonymous_bytes(pid: int | str) -> int:
     """A process's share of anonymous memory; pages shared since a fork are divided, so that a sum over the tree is right."""
     total = 0
     try:

@@ -77,8 +77,8 @@ class Nursery:
             self._reader = asyncio.create_task(self._read(ours, ready))
             await ready
 
-    async def fork(self, kind: str) -> Child:
-        """A new child; Failure when the zygote cannot give one."""
+    async def fork(self, kind: str, *, keep: str = "") -> Child:
+        """A new child; Failure when the zygote cannot give one. `keep`: a model file that the zygote opens first, once, and its children have."""
         await self.start()
         sock = self._sock
         if sock is None:
@@ -89,7 +89,7 @@ class Nursery:
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._orders[self._next] = answer
         try:
-            send_order(sock, {"id": self._next, "kind": kind}, [theirs.fileno(), write_fd])
+            send_order(sock, {"id": self._next, "kind": kind, "keep": keep}, [theirs.fileno(), write_fd])
         except OSError as error:
             ours.close()
             os.close(read_fd)

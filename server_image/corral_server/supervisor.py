@@ -38,6 +38,8 @@ _CRASHES = 3
 _CRASH_WINDOW = 120.0
 _MEASURE_EVERY = 15.0
 _CACHE_EVERY = 60.0
+_KEPT_WHEN_WITHIN = 5.0
+"""Seconds that the last load took."""
 _WORTH_SAYING = 1 << 20
 """A change of measured memory under this is not news: each one wakes everybody who polls."""
 
@@ -64,6 +66,7 @@ class Supervisor:
         self._engine_lock = asyncio.Lock()
         self._crashes: list[float] = []
         self._load_task: asyncio.Task[None] | None = None
+        self._keepable = ""
 
     # --- start and end
 
@@ -246,7 +249,7 @@ class Supervisor:
         kills = machine.oom_kills()
         try:
             async with self._engine_lock:
-                child = await self.nursery.fork("engine")
+                child = await self.nursery.fork("engine", keep=self._keepable)
             self.engine = EngineClient(child, self.totals)
             if self.life.ending:
                 child.kill()
@@ -265,6 +268,7 @@ class Supervisor:
             messages = child.channel.messages()
             loaded = await self._await_loaded(child, messages, kills)
         except Failure as failure:
+            self._keepable = ""
             if self.life.ending:
                 await self._end_engine()
                 await self.rendering.stop()
@@ -278,6 +282,8 @@ class Supervisor:
             self.notify()
             return
         total = time.monotonic() - begin
+        # A file that has proved good, and quick to open: until it is open the zygote does nothing else.
+        self._keepable = self.path if loaded["keepable"] and total < _KEPT_WHEN_WITHIN else ""
         timings = {"start": started - begin, **loaded["timings"], "total": total}
         self.life.loaded(loaded["model"], self._memory(loaded["memory"]), timings)
         log.info("loaded in %.2f s", total)

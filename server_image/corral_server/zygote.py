@@ -13,7 +13,6 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 import orjson
 
@@ -30,8 +29,8 @@ def die_with_parent() -> None:
 def main(control_fd: int) -> None:
     die_with_parent()
     control = socket.socket(fileno=control_fd)
-    from corral_server import decoder, renderer  # noqa: PLC0415  the imports are what a fork saves
-    from corral_server.engine import process  # noqa: PLC0415
+    from corral_server import decoder, machine, renderer  # noqa: PLC0415  the imports are what a fork saves
+    from corral_server.engine import kept, process  # noqa: PLC0415
 
     process.prepare()
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -52,7 +51,9 @@ def main(control_fd: int) -> None:
         if not data:
             return
         order = orjson.loads(data)
-        if len(list(Path("/proc/self/task").iterdir())) != 1:
+        if order.get("keep"):
+            kept.keep(order["keep"])
+        if machine.threads() != 1:
             control.send(orjson.dumps({"t": "refused", "id": order["id"], "message": "the zygote has more than one thread; a fork would hang"}))
             continue
         channel_fd, stderr_fd = fds

@@ -3,6 +3,7 @@
 import pytest
 from tests.support.fake_world import MI, QUICK
 
+from corral.control.projection import SLICE
 from corral.control.rounds import SLICES, SMALLEST, Rounds
 from corral.control.store import Store
 from corral.domain.model import Device, DeviceKey, DeviceKind, Node
@@ -114,3 +115,40 @@ async def test_an_order_to_delete_says_nothing_of_a_namesake(store):
     store.expect_gone("m/m3-r-0", "another", 1030.0)
     store.projection.refresh(1000.0)
     assert not store.state.replicas["m/m3-r-0"].deleting
+
+
+async def test_a_burst_of_models_is_taken_in_in_slices(store, monkeypatch):
+    keys = looked_at(store, monkeypatch)
+    for number in range(MODELS):
+        store.put_model(model(number, generation=2))
+    steps = store.projection.slices(1000.0)
+    for _ in range(2):
+        next(steps)
+    assert len(keys) == SLICE, "the names of all come first"
+    store.put_model(model(3, generation=3))  # one that has been taken in
+    store.put_model(model(119, generation=3))  # one that has not
+    assert list(steps) == []
+    assert len(keys) == MODELS
+    assert store.dirty.models == {"m/m3", "m/m119"}
+    store.projection.refresh(1000.0)
+    assert store.state.models["m/m3"].generation == 3
+    assert store.state.models["m/m119"].generation == 3
+
+
+async def test_a_model_that_cannot_be_taken_in_loses_no_other(store, monkeypatch):
+    for number in range(MODELS):
+        store.put_model(model(number, generation=2))
+    put_model = store.state.put_model
+    seen: list[str] = []
+
+    def stumble(_state: object, it) -> None:
+        seen.append(it.key)
+        if len(seen) == 5:
+            raise RuntimeError(it.key)
+        put_model(it)
+
+    monkeypatch.setattr(type(store.state), "put_model", stumble)
+    with pytest.raises(RuntimeError):
+        list(store.projection.slices(1000.0))
+    assert len(store.dirty.models) == MODELS - 5
+    assert not store.dirty.models & set(seen)

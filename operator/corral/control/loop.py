@@ -17,6 +17,7 @@ from typing import Any
 from corral.control.apply import Applier
 from corral.control.metrics import Metrics
 from corral.control.outcomes import LoadDone
+from corral.control.projection import SLICE
 from corral.control.recorder import Recorder
 from corral.control.reporting import Reporter
 from corral.control.rounds import Rounds
@@ -118,6 +119,7 @@ class Controller:
                     log.warning("the lease went from epoch %d to %d: somebody else led meanwhile", epoch, self._leadership.epoch)
                     return
                 self.store.wake.clear()
+                await self._take_in()
                 await self._rest(self._guarded_cycle())
         finally:
             for task in (stopper, *workers):
@@ -147,6 +149,16 @@ class Controller:
         gc.freeze()  # the caches are filled: what stays need not be walked through in the middle of some decision
         self._rounds.at = self._clock() + self.settings.resync
         self.store.touch_all()
+
+    async def _take_in(self) -> None:
+        """Thousands of models at once, at the start or when their pool changes: the lease must be renewed meanwhile."""
+        if len(self.store.dirty.models) > SLICE:
+            try:
+                for _ in self.store.projection.slices(self._clock()):
+                    await asyncio.sleep(0)
+            except Exception:
+                log.exception("the control loop stumbled over a model; it goes on with the others")
+                self._metrics.loop_error()
 
     async def _rest(self, until: float) -> None:
         """Until something happens, or the time has come. What comes at once with it is taken along."""

@@ -4,6 +4,8 @@ has one owner. Nothing here decides, and nothing does I/O.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from corral.api import DEFAULT_POOL, effective
 from corral.control.facts import Facts
 from corral.control.naming import Names
@@ -14,6 +16,8 @@ from corral.control.translate import Deployment, Unreadable, blocked_model, crea
 from corral.domain import reasons
 from corral.domain.model import Blocked, Demand, DeviceKey
 from corral.domain.snapshot import State
+
+SLICE = 100
 
 
 class Projection:
@@ -58,6 +62,27 @@ class Projection:
         for key in demanded:
             self._refresh_demand(key)
         return pods
+
+    def slices(self, now: float) -> Iterator[None]:
+        """The part of `refresh` that grows with the number of changed models, in slices of some tens of milliseconds."""
+        if self.records.dirty.pools:
+            self._refresh_pools()
+        # What changes from here on is marked anew, and looked at again.
+        models, self.records.dirty.models = list(self.records.dirty.models), set()
+        done = -1
+        try:
+            for count, key in enumerate(models, 1):
+                self._refresh_names(key)
+                if count % SLICE == 0:
+                    yield
+            # Once all claims are known: whoever gets a name keeps it.
+            self.records.dirty.status |= self.names.resolve()
+            for done, key in enumerate(models):
+                self._refresh_model(key, now)
+                if done % SLICE == SLICE - 1:
+                    yield
+        finally:
+            self.records.dirty.models |= set(models[done + 1 :])
 
     def _refresh_pools(self) -> None:
         wanted = self.records.pools or {"default": DEFAULT_POOL}

@@ -15,6 +15,7 @@ from corral_server.channel import BlockingChannel, Message
 from corral_server.engine.adapters import load_adapters
 from corral_server.engine.draft_model import DraftModel, forgets, open_draft
 from corral_server.engine.drafter import Drafter
+from corral_server.engine.kept import kept
 from corral_server.engine.library import L, Log
 from corral_server.engine.loop import Loop
 from corral_server.engine.memory import breakdown
@@ -63,7 +64,9 @@ def _load(
     files = [order["path"], *([order["draft"]] if order.get("draft") else [])]
     progress = _progress(channel, [Path(f).stat().st_size for f in files])
     split, gpu_layers = order.get("split") if offload else None, engine.gpu_layers if offload else 0
-    model = load_model(order["path"], log, gpu_layers=gpu_layers, split=split, progress=progress[0])
+    model = kept(order["path"]) if on_host else None
+    if model is None:
+        model = load_model(order["path"], log, gpu_layers=gpu_layers, split=split, progress=progress[0])
     meta = metadata(model)
     plan = make_plan(engine, ModelFacts.of(meta))
     threads = order["threads"]
@@ -86,6 +89,8 @@ def _load(
             "model": describe(model, meta, plan, vocabulary, draft, projector) | ({} if on_host or offload else {"warning": NO_GPU}),
             "memory": _memory(context, draft, projector),
             "timings": {"load": load_seconds, "warmup": warm_seconds},
+            # A build with a GPU backend would start it in the zygote.
+            "keepable": on_host and not L.llama_supports_gpu_offload(),
         }
     )
     states, scratch = _states(order, engine, plan, model), _scratch(order, engine, plan)
