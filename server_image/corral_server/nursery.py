@@ -61,7 +61,14 @@ class Nursery:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             ours.setblocking(False)
             # Read by the libraries when they load, so they have to be there before the process is.
-            env = {"OPENBLAS_NUM_THREADS": "1", "GGML_NO_BACKTRACE": "1", "MALLOC_ARENA_MAX": "2", **(self._environ or os.environ)}
+            env = {
+                "OPENBLAS_NUM_THREADS": "1",
+                "GGML_NO_BACKTRACE": "1",
+                "MALLOC_ARENA_MAX": "2",
+                # Large buffers in huge pages: a KV cache is cleared when it is made, and page by page that takes longer than all the rest of a load.
+                "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+                **(self._environ or os.environ),
+            }
             with theirs:
                 self._process = await asyncio.create_subprocess_exec(
                     sys.executable,

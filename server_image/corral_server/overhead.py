@@ -3,8 +3,8 @@
 Must never promise less than is used: the pod's memory limit follows from it.
 """
 
-BASE = 86 << 20
-"""Supervisor, zygote, renderer and engine as Python processes with their libraries, after some hundred requests."""
+BASE = 96 << 20
+"""Supervisor, zygote, renderer and engine as Python processes with their libraries, their heaps in huge pages, after some hundred requests."""
 
 PER_TOKEN_OF_VOCABULARY = 150
 PER_CELL = 120

@@ -249,7 +249,7 @@ class Supervisor:
         kills = machine.oom_kills()
         try:
             async with self._engine_lock:
-                child = await self.nursery.fork("engine", keep=self._keepable)
+                child = await self._fork()
             self.engine = EngineClient(child, self.totals)
             if self.life.ending:
                 child.kill()
@@ -292,6 +292,14 @@ class Supervisor:
         self.notify()
         self._spawn(self._serve(child, messages, order))
         self._spawn(self._measure(child, loaded["memory"]))
+
+    async def _fork(self) -> Child:
+        if self._keepable:
+            try:
+                return await self.nursery.fork("engine", keep=self._keepable)
+            except Failure as failure:
+                log.warning("%s; the engine opens the model by itself", failure)
+        return await self.nursery.fork("engine")
 
     async def _measure(self, child: Child, buffers: dict[str, int]) -> None:
         """Keep the measured memory true while the engine lives: it grows with the prompts it has seen."""
