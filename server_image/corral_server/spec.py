@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from corral_server import sampling_defaults
 from corral_server.quantities import parse_bytes
 from corral_server.reasons import INVALID_ENGINE_SETTINGS, Failure
 
@@ -140,7 +141,7 @@ def parse_engine(raw_value: object, path: str = "engine") -> EngineSpec:
         draft_source=_text(draft, "source", f"{path}.draft"),
         draft_ngram=bool(draft.get("ngram", False)),
         reasoning=_text(raw, "reasoning", path, one_of=("", "Auto", "None")) or "Auto",
-        sampling=_object(raw.get("sampling"), f"{path}.sampling"),
+        sampling=sampling_defaults.of_spec(_object(raw.get("sampling"), f"{path}.sampling"), f"{path}.sampling"),
         kv_cache=_text(raw, "kvCache", path, one_of=("", *KV_TYPES)) or "F16",
         flash_attention=_text(raw, "flashAttention", path, one_of=("", "Auto", "On", "Off", "Enabled", "Disabled")) or "Auto",
         gpu_layers=gpu_layers,

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from corral_server import sampling_defaults
 from corral_server.channel import BlockingChannel, Message
 from corral_server.engine.adapters import load_adapters
 from corral_server.engine.draft_model import DraftModel, forgets, open_draft
@@ -218,5 +219,6 @@ def describe(
         "eos": vocabulary.text(vocabulary.eos),
         "addBos": vocabulary.add_bos,
         "fim": vocabulary.fim,
+        "sampling": sampling_defaults.of_file(meta),
         "media": projector.describe() if projector is not None else {},
     }

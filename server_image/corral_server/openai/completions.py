@@ -48,7 +48,7 @@ async def completions(service: Service, request: Request) -> Response:
     count = fields.whole(body, "n", 1, 128, 1) or 1
     best_of = fields.whole(body, "best_of", 1, 128, count) or count
     top = fields.whole(body, "logprobs", 0, 20)
-    limit = fields.whole(body, "n_predict", -1, 1 << 31, fields.whole(body, "max_tokens", -1, 1 << 31, 16))
+    limit = fields.whole(body, "n_predict", -1, 1 << 31, fields.whole(body, "max_tokens", -1, 1 << 31, service.defaults.get("max_tokens", 16)))
     fields.text(body, "model")
     fields.text(body, "user")
     echo, suffix = fields.flag(body, "echo"), fields.text(body, "suffix")

@@ -127,7 +127,7 @@ async def prepare(service: Service, request: Request, body: dict[str, Any], name
     wants_logprobs = fields.flag(body, "logprobs")
     if top and not wants_logprobs:
         raise invalid("top_logprobs", "top_logprobs is only allowed when logprobs is true")
-    limit, own = _limit(body), native_fields(body)
+    limit, own = _limit(body, service.defaults.get("max_tokens")), native_fields(body)
     sampling = sampling_of(body, service.defaults, hottest=OPENAI_HOTTEST, vocabulary=service.vocabulary)
     if wants_logprobs:
         sampling["n_probs"] = max(top, 1)
@@ -161,7 +161,7 @@ async def shown(service: Service, request: Request, prompt: Prompt) -> dict[str,
     return {"media": decoded.some(0, len(prompt.media))} if decoded is not None else {}
 
 
-def _limit(body: dict[str, Any]) -> int | None:
+def _limit(body: dict[str, Any], default: int | None) -> int | None:
     """How many tokens an answer may have; -1 is llama.cpp's "as many as fit"."""
     found = None
     for name in ("max_tokens", "max_completion_tokens", "n_predict"):
@@ -169,7 +169,7 @@ def _limit(body: dict[str, Any]) -> int | None:
         if limit == 0:
             raise invalid(name, f"{name} is 0; it has to be a whole number of at least 1")
         found = found if limit is None else limit
-    return found
+    return default if found is None else found
 
 
 def _thought_limit(body: dict[str, Any], prompt: Prompt, marks: Thinking) -> dict[str, Any]:

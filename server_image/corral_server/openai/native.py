@@ -88,7 +88,9 @@ def properties(service: Service, request: Request) -> dict[str, Any]:
             "n_ctx": model.get("contextLength", 0),
             "speculative": bool(model.get("drafts")),
             "is_processing": False,
-            "params": settings(sampling_of({}, service.defaults), drafts=model.get("drafts", "")),
+            "params": settings(
+                sampling_of({}, service.defaults), limit=service.defaults.get("max_tokens"), drafts=model.get("drafts", "")
+            ),
         },
         "total_slots": model.get("slots", 0),
         "model_alias": service.served_name(request),

@@ -94,7 +94,7 @@ async def _answer(
     service: Service, request: Request, body: dict[str, Any], prompts: list[Any], param: str, *, several: bool, media: MediaParts | None = None
 ) -> Response:
     limits = [fields.whole(body, name, -1, 1 << 31) for name in ("n_predict", "max_completion_tokens", "max_tokens")]
-    limit = next((found for found in limits if found is not None), None)
+    limit = next((found for found in limits if found is not None), service.defaults.get("max_tokens"))
     sampling = sampling_of(body, service.defaults, vocabulary=service.vocabulary, texts=True)
     top = fields.whole(body, "n_probs", 0, _MAX_PROBABILITIES) or fields.whole(body, "logprobs", 0, _MAX_PROBABILITIES) or 0
     if top:

@@ -6,11 +6,6 @@ from typing import Any
 from corral_server.openai import fields
 from corral_server.openai.errors import invalid
 
-_CAMEL = {
-    "topP": "top_p", "topK": "top_k", "minP": "min_p", "typicalP": "typical_p", "repeatPenalty": "repeat_penalty",
-    "repeatLastN": "repeat_last_n", "frequencyPenalty": "frequency_penalty", "presencePenalty": "presence_penalty",
-    "topNSigma": "top_n_sigma", "xtcProbability": "xtc_probability", "xtcThreshold": "xtc_threshold",
-}  # fmt: skip
 _MAX_SEED = 2**63 - 1
 _MOST_BREAKERS, _LONGEST_BREAKER = 32, 40
 _ORDER = ("dry", "top_k", "top_p", "top_n_sigma", "typ_p", "min_p", "temperature", "xtc", "penalties", "infill", "adaptive_p")
@@ -33,8 +28,7 @@ def sampling_of(
     whether a bias may name its tokens by their text.
     """
     fields.number(body, "temperature", 0.0, hottest)
-    base = {_CAMEL.get(k, k): v for k, v in defaults.items()}
-    merged = {**base, **{k: v for k, v in body.items() if v is not None}}
+    merged = {**defaults, **{k: v for k, v in body.items() if v is not None}}
     values: dict[str, Any] = {
         "temperature": fields.number(merged, "temperature", 0.0, _HOTTEST),
         "top_p": fields.number(merged, "top_p", 0.0, 1.0),
@@ -45,7 +39,7 @@ def sampling_of(
         "xtc_probability": fields.number(merged, "xtc_probability", 0.0, 1.0),
         "xtc_threshold": fields.number(merged, "xtc_threshold", 0.0, 1.0),
         "repeat_penalty": fields.number(merged, "repeat_penalty", 0.01, 10.0),
-        "repeat_last_n": fields.whole(merged, "repeat_last_n", -1, 1 << 20),
+        "repeat_last_n": fields.whole(merged, "repeat_last_n", -1, 1 << 24),
         "frequency_penalty": fields.number(merged, "frequency_penalty", -2.0, 2.0),
         "presence_penalty": fields.number(merged, "presence_penalty", -2.0, 2.0),
         "seed": _seed(merged),

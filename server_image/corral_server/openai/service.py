@@ -32,7 +32,8 @@ class Service:
 
     @property
     def defaults(self) -> Mapping[str, Any]:
-        return self._supervisor.spec.engine.sampling
+        """What a request that does not say gets."""
+        return {**self.model.get("sampling", {}), **self._supervisor.spec.engine.sampling}
 
     @property
     def model(self) -> dict[str, Any]:
