@@ -3,7 +3,7 @@
 Must never promise less than is used: the pod's memory limit follows from it.
 """
 
-BASE = 96 << 20
+BASE = 95 << 20
 """Supervisor, zygote, renderer and engine as Python processes with their libraries, their heaps in huge pages, after some hundred requests."""
 
 PER_TOKEN_OF_VOCABULARY = 150
