@@ -66,6 +66,7 @@ class Supervisor:
         self._engine_lock = asyncio.Lock()
         self._crashes: list[float] = []
         self._load_task: asyncio.Task[None] | None = None
+        self._keeps = True
         self._keepable = ""
 
     # --- start and end
@@ -283,7 +284,7 @@ class Supervisor:
             return
         total = time.monotonic() - begin
         # A file that has proved good, and quick to open: until it is open the zygote does nothing else.
-        self._keepable = self.path if loaded["keepable"] and total < _KEPT_WHEN_WITHIN else ""
+        self._keepable = self.path if self._keeps and loaded["keepable"] and total < _KEPT_WHEN_WITHIN else ""
         timings = {"start": started - begin, **loaded["timings"], "total": total}
         self.life.loaded(loaded["model"], self._memory(loaded["memory"]), timings)
         log.info("loaded in %.2f s", total)
@@ -298,7 +299,8 @@ class Supervisor:
             try:
                 return await self.nursery.fork("engine", keep=self._keepable)
             except Failure as failure:
-                log.warning("%s; the engine opens the model by itself", failure)
+                log.warning("%s; from now on the engine opens the model by itself", failure)
+                self._keeps = False
         return await self.nursery.fork("engine")
 
     async def _measure(self, child: Child, buffers: dict[str, int]) -> None:

@@ -53,7 +53,9 @@ def keep(path: str) -> None:
         _kept.refused = identity
         return
     _kept.model, _kept.identity = model, identity
-    if anonymous_bytes("self") - before > LIMIT or threads() != 1:
+    if threads() != 1:
+        raise SystemExit("opening the model started a thread: nothing can be forked from this process any more")
+    if anonymous_bytes("self") - before > LIMIT:
         _drop()
         _kept.refused = identity
 
