@@ -79,7 +79,7 @@ async def test_pinned_in_the_way(herd):
 
 async def test_never_fits_and_only_the_margin_is_in_the_way(herd):
     """The second would fit, were it not for the margin: what is missing is told apart from what is kept free."""
-    for capacity, name, text in ((150, "a", "I am alpaca."), (235, "b", "I am bison.")):
+    for capacity, name, text in ((150, "a", "I am alpaca."), (245, "b", "I am bison.")):
         herd.pool(f"{capacity}Mi", memoryMargin=f"{MARGIN}Mi")
         herd.model(name, text)
         if herd.process is None:
