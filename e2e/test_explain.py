@@ -28,7 +28,9 @@ def told(world: World, name: str, *, margin: int = MARGIN) -> list[str]:
         timeout=60,
         env={"PYTHONPATH": str(OPERATOR), "COLUMNS": "200"},
     )
-    need = quantity(world.model(name)["status"]["memory"]["required"]) / MIB
+    memory = world.model(name)["status"]["memory"]
+    # `required` is the larger of the two, but rounded to a tenth of its unit.
+    need = max(quantity(memory[kind]["total"]) for kind in ("estimated", "measured") if kind in memory) / MIB
     room = CAPACITY - margin
     return explained(done.stdout, {"need": need, "room": room, "rest": room - need, "short": need - room})
 

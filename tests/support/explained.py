@@ -17,8 +17,7 @@ def explained(printed: str, figures: Mapping[str, float]) -> list[str]:
         text = re.sub(pattern, name, text)
 
     def named(found: re.Match[str]) -> str:
-        # What a status says it needs is rounded to a tenth as well.
-        size, near = (float(found[1]) * 1024, 103.0) if found[2] == "Gi" else (float(found[1]), 1.0)
+        size, near = (float(found[1]) * 1024, 52.0) if found[2] == "Gi" else (float(found[1]), 1.0)
         return next((f"<{name}>" for name, known in figures.items() if abs(size - known) <= near), found[0])
 
     return _FIGURE.sub(named, text).splitlines()
