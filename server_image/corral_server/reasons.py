@@ -3,6 +3,7 @@
 Each is a word of the contract: the same spelling reaches status, conditions, events and HTTP errors.
 """
 
+import json
 from dataclasses import dataclass
 
 SOURCE_UNREACHABLE = "SourceUnreachable"
@@ -37,3 +38,8 @@ class Failure(Exception):  # noqa: N818  it is a result that travels as an excep
     @property
     def retry(self) -> bool:
         return self.reason in RETRY
+
+
+def wrong_setting(path: str, value: object, right: str) -> Failure:
+    """A setting of `spec.engine` that cannot be: what it is called, what it is, what it has to be."""
+    return Failure(INVALID_ENGINE_SETTINGS, f"{path} is {json.dumps(value)}; it has to be {right}")

@@ -3,12 +3,11 @@
 Pure. Names are those of requests, values are checked once, here: a default must never be what a request is refused for.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from corral_server.reasons import INVALID_ENGINE_SETTINGS, Failure
+from corral_server.reasons import wrong_setting
 
 _DECIMALS: dict[str, tuple[str, float, float]] = {
     "temperature": ("temperature", 0.0, 1000.0), "topP": ("top_p", 0.0, 1.0), "minP": ("min_p", 0.0, 1.0), "typicalP": ("typical_p", 0.0, 1.0),
@@ -39,12 +38,12 @@ def of_spec(raw: Mapping[str, Any], path: str) -> dict[str, Any]:
             name, low, high = _DECIMALS[key]
             number = _decimal(value)
             if number is None or not low <= number <= high:
-                raise _bad(f"{path}.{key}", value, f'a decimal from {low:g} to {high:g}, such as "{min(high, 0.8):g}"')
+                raise wrong_setting(f"{path}.{key}", value, f'a decimal from {low:g} to {high:g}, such as "{min(high, 0.8):g}"')
             found[name] = number
         elif key in _WHOLES:
             name, least, most = _WHOLES[key]
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                raise _bad(f"{path}.{key}", value, f"a whole number from {least} to {most}")
+                raise wrong_setting(f"{path}.{key}", value, f"a whole number from {least} to {most}")
             found[name] = value
     return found
 
@@ -67,7 +66,3 @@ def _decimal(value: object) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
-
-
-def _bad(path: str, value: object, right: str) -> Failure:
-    return Failure(INVALID_ENGINE_SETTINGS, f"{path} is {json.dumps(value)}; it has to be {right}")

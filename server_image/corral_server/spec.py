@@ -12,7 +12,7 @@ from typing import Any
 
 from corral_server import sampling_defaults
 from corral_server.quantities import parse_bytes
-from corral_server.reasons import INVALID_ENGINE_SETTINGS, Failure
+from corral_server.reasons import INVALID_ENGINE_SETTINGS, Failure, wrong_setting
 
 KV_TYPES = ("F32", "F16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 POOLINGS = ("", "None", "Mean", "CLS", "Last", "Rank")
@@ -65,15 +65,11 @@ class ServerSpec:
         return tuple(s for s in (self.projector, self.engine.draft_source, *(a.source for a in self.engine.adapters)) if s)
 
 
-def _bad(path: str, value: object, right: str) -> Failure:
-    return Failure(INVALID_ENGINE_SETTINGS, f"{path} is {json.dumps(value)}; it has to be {right}")
-
-
 def _object(raw: object, path: str) -> dict[str, Any]:
     if raw is None:
         return {}
     if not isinstance(raw, dict):
-        raise _bad(path, raw, "an object")
+        raise wrong_setting(path, raw, "an object")
     return raw
 
 
@@ -82,9 +78,9 @@ def _text(raw: Mapping[str, Any], key: str, path: str, *, one_of: tuple[str, ...
     if value is None:
         value = ""
     if not isinstance(value, str):
-        raise _bad(f"{path}.{key}", value, "a string")
+        raise wrong_setting(f"{path}.{key}", value, "a string")
     if one_of and value not in one_of:
-        raise _bad(f"{path}.{key}", value, "one of " + ", ".join(v or '""' for v in one_of))
+        raise wrong_setting(f"{path}.{key}", value, "one of " + ", ".join(v or '""' for v in one_of))
     return value
 
 
@@ -93,7 +89,7 @@ def _whole(raw: Mapping[str, Any], key: str, path: str, default: int, low: int, 
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise _bad(f"{path}.{key}", value, f"a whole number from {low} to {high}")
+        raise wrong_setting(f"{path}.{key}", value, f"a whole number from {low} to {high}")
     return value
 
 
@@ -111,25 +107,25 @@ def parse_engine(raw_value: object, path: str = "engine") -> EngineSpec:
     elif isinstance(layers, (int, str)) and not isinstance(layers, bool) and str(layers).isdigit():
         gpu_layers = int(layers)
     else:
-        raise _bad(f"{path}.gpuLayers", layers, "All or a number of layers")
+        raise wrong_setting(f"{path}.gpuLayers", layers, "All or a number of layers")
     adapters = []
     for index, item in enumerate(raw.get("adapters") or []):
         where = f"{path}.adapters[{index}]"
         entry = _object(item, where)
         name, source = _text(entry, "name", where), _text(entry, "source", where)
         if not name or not source:
-            raise _bad(where, entry, "an object with name and source")
+            raise wrong_setting(where, entry, "an object with name and source")
         try:
             scale = float(entry.get("scale", 1.0))
         except (TypeError, ValueError):
-            raise _bad(f"{where}.scale", entry.get("scale"), 'a number such as "1.0"') from None
+            raise wrong_setting(f"{where}.scale", entry.get("scale"), 'a number such as "1.0"') from None
         if not math.isfinite(scale):
-            raise _bad(f"{where}.scale", entry.get("scale"), 'a number such as "1.0"')
+            raise wrong_setting(f"{where}.scale", entry.get("scale"), 'a number such as "1.0"')
         adapters.append(Adapter(name, source, scale))
     if draft.get("ngram") and draft.get("source"):
-        raise _bad(f"{path}.draft", draft, "an object with source or with ngram, not with both")
+        raise wrong_setting(f"{path}.draft", draft, "an object with source or with ngram, not with both")
     if len({a.name for a in adapters}) < len(adapters):
-        raise _bad(f"{path}.adapters", [a.name for a in adapters], "a list in which each name comes once")
+        raise wrong_setting(f"{path}.adapters", [a.name for a in adapters], "a list in which each name comes once")
     return EngineSpec(
         context_length=_whole(raw, "contextLength", path, 0, 0, 1 << 24),
         slots=_whole(raw, "slots", path, 4, 1, 256),
@@ -164,7 +160,7 @@ def parse_spec(text: str) -> ServerSpec:
         raise Failure(INVALID_ENGINE_SETTINGS, "model.source is missing; it names the GGUF file, for example hf://ORG/REPO/FILE.gguf")
     sha256 = _text(model, "sha256", "model").lower()
     if sha256 and not re.fullmatch(r"[0-9a-f]{64}", sha256):
-        raise _bad("model.sha256", sha256, "64 hexadecimal digits")
+        raise wrong_setting("model.sha256", sha256, "64 hexadecimal digits")
     return ServerSpec(
         source=source,
         namespace=_text(raw, "namespace", "CORRAL_SPEC"),

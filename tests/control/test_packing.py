@@ -26,9 +26,9 @@ def test_an_object_comes_back_whole() -> None:
 def test_only_what_the_owner_wrote_makes_it_another() -> None:
     obj = manifest("a")
     packed = Packed.of(obj)
-    assert packed.same_but_status({**obj, "metadata": {**obj["metadata"], "resourceVersion": "2"}, "status": {"replicas": 2}})  # type: ignore[dict-item]
-    assert not packed.same_but_status(manifest("a", priority=3))
-    assert not packed.same_but_status({**obj, "metadata": {**obj["metadata"], "generation": 2}})  # type: ignore[dict-item]
+    assert packed.same_but_status(Packed.of({**obj, "metadata": {**obj["metadata"], "resourceVersion": "2"}, "status": {"replicas": 2}}))  # type: ignore[dict-item]
+    assert not packed.same_but_status(Packed.of(manifest("a", priority=3)))
+    assert not packed.same_but_status(Packed.of({**obj, "metadata": {**obj["metadata"], "generation": 2}}))  # type: ignore[dict-item]
 
 
 def test_what_json_does_not_have_becomes_text_or_a_number() -> None:

@@ -47,9 +47,9 @@ class Packed:
         rest = {key: value for key, value in obj.items() if key != "status"}
         return cls(pack(rest), pack(obj.get("status") or {}), _essence(obj))
 
-    def same_but_status(self, obj: Mapping[str, Any]) -> bool:
-        """Whether `obj` differs in its status, and the bookkeeping of writing it, at most."""
-        return self.essence == _essence(obj)
+    def same_but_status(self, other: Packed) -> bool:
+        """Whether the other differs in its status, and the bookkeeping of writing it, at most."""
+        return self.essence == other.essence
 
     @property
     def whole(self) -> dict[str, Any]:

@@ -46,15 +46,8 @@ class Projection:
         dirty.demand |= records.demand.expire(now)
         dirty.models |= {key for key, at in self.retries.items() if at <= now}
         dirty.pods |= {key for key, until in records.going.items() if until <= now}
-        models, dirty.models = dirty.models, set()
-        if dirty.pools:
-            self._refresh_pools()
-        for key in models:
-            self._refresh_names(key)
-        renamed = self.names.resolve()
-        dirty.status |= renamed
-        for key in models:
-            self._refresh_model(key, now)
+        for _ in self.slices(now):
+            pass
         pods, dirty.pods = dirty.pods, set()
         for key in pods:
             self._refresh_pod(key, now)

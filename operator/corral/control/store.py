@@ -55,9 +55,9 @@ class Store:
     def put_model(self, obj: Mapping[str, Any]) -> None:
         key = key_of(obj)
         old = self.deployments.get(key)
-        if old is not None and old.packed.same_but_status(obj):
+        if old is not None and old.packed.same_but_status(packed := Packed.of(obj)):
             # Only the status moved, and the status is ours: kept for comparison, nobody is woken.
-            self.deployments[key] = replace(old, packed=Packed.of(obj))
+            self.deployments[key] = replace(old, packed=packed)
             return
         self.deployments[key] = read_deployment(obj)
         self.dirty.models.add(key)
