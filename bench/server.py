@@ -1,7 +1,9 @@
 """The pod server beside a llama-server: the same file, threads and slots, asked by the same clients on the same cores, in turns.
 
-    python bench/server.py --model FILE.gguf [--llama-server PATH] [--rounds 5] [--threads 2] [--slots 16] [--grammar] [--json FILE]
+    python bench/server.py --model FILE.gguf [--llama-server PATH] [--rounds 5] [--threads 2] [--slots 16] [--sampled] [--grammar]
+                           [--json FILE]
 
+Answers are greedy; with `--sampled` each server samples by its own defaults (both: temperature 0.8, `top_k` 40, `top_p` 0.95, `min_p` 0.05).
 `--grammar` measures everything a second time beside one client more, whose answers are held to a JSON schema and are not counted. Prints one line per
 server, number of clients and prompt length: generated and prompt tokens per second, time to first token, time between tokens, processor seconds per
 token, resident memory; each as median and range over the rounds. Nothing else should run on the machine meanwhile.
@@ -100,9 +102,9 @@ def own_cpu(pid: int) -> float:
     return times.user + times.system
 
 
-async def ask(session: aiohttp.ClientSession, target: Target, prompt: str, tokens: int) -> Sample:
-    body = {
-        "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True, "cache_prompt": False,
+async def ask(session: aiohttp.ClientSession, target: Target, prompt: str, tokens: int, sampling: dict[str, Any]) -> Sample:
+    body = sampling | {
+        "prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "stream": True, "cache_prompt": False,
         "stream_options": {"include_usage": True},
     }  # fmt: skip
     sample, begin, last = Sample(), time.perf_counter(), 0.0
@@ -146,13 +148,16 @@ async def constrained(session: aiohttp.ClientSession, target: Target) -> None:
             await answer.read()
 
 
-async def measure(target: Target, clients: int, words: int, tokens: int, *, grammar: bool = False) -> dict[str, float]:
+async def measure(
+    target: Target, clients: int, words: int, tokens: int, *, sampled: bool = False, grammar: bool = False
+) -> dict[str, float]:  # fmt: skip
+    sampling = {} if sampled else {"temperature": 0}
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=900), connector=aiohttp.TCPConnector(limit=0)) as session:
         # A different beginning for each client, so that nobody lives off another's prefix.
         prompts = [f"{n} is the number of this story. " + "The sea was calm and " * (words // 5) for n in range(clients)]
         beside = asyncio.create_task(constrained(session, target)) if grammar else None
         cpu, door, begin = cpu_seconds(target.pid), own_cpu(target.pid), time.perf_counter()
-        samples = await asyncio.gather(*(ask(session, target, p, tokens) for p in prompts))
+        samples = await asyncio.gather(*(ask(session, target, p, tokens, sampling) for p in prompts))
         wall = time.perf_counter() - begin
         if beside is not None:
             beside.cancel()
@@ -192,6 +197,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 8, 16])
     parser.add_argument("--words", type=int, nargs="+", default=[20, 400])
+    parser.add_argument("--sampled", action="store_true")
     parser.add_argument("--grammar", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -206,7 +212,7 @@ def main() -> None:
         for _ in range(options.rounds):
             for clients, words, grammar in itertools.product(options.clients, options.words, [False, True] if options.grammar else [False]):
                 for target in targets:
-                    found = asyncio.run(measure(target, clients, words, options.tokens, grammar=grammar))
+                    found = asyncio.run(measure(target, clients, words, options.tokens, sampled=options.sampled, grammar=grammar))
                     results.setdefault((target.name, clients, words, grammar), []).append(found)
                     figures = " ".join(f"{k}={v:.1f}" for k, v in found.items())
                     print(f"# {target.name} {clients} {words} {'grammar ' if grammar else ''}{figures}", file=sys.stderr, flush=True)
