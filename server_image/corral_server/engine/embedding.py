@@ -7,7 +7,7 @@ import numpy as np
 
 from corral_server.engine.batch import Batch
 from corral_server.engine.jobs import EmbedJob
-from corral_server.engine.library import L, floats_at, get_embeddings_seq
+from corral_server.engine.library import FloatArray, L, floats_at, get_embeddings_seq
 
 
 class EmbeddingLoop:
@@ -41,22 +41,31 @@ class EmbeddingLoop:
             L.llama_memory_clear(memory, True)
         code = self._batch.decode(self._context)
         if code != 0:
-            failed = {id(j): j for j in taken}
-            self.jobs = deque(j for j in self.jobs if id(j) not in failed)
-            error = {"status": 500, "code": "decode_failed", "message": f"llama.cpp could not evaluate the input (code {code})", "param": None}
-            return [{"i": j.id, "err": error} for j in failed.values()]
+            return self._failed(taken, "decode_failed", f"llama.cpp could not evaluate the input (code {code})")
+        broken = []
         for sequence, job in enumerate(taken):
-            job.results.append(self._vector(sequence, normalise=job.normalise))
-        events = []
+            vector = self._vector(sequence, normalise=job.normalise)
+            if np.isfinite(vector).all():
+                job.results.append(vector.tobytes())
+            else:
+                broken.append(job)
+        events = self._failed(broken, "broken_embedding", "the model evaluated to values that are no numbers (NaN or infinite): its file is broken")
         while self.jobs and len(self.jobs[0].results) == len(self.jobs[0].inputs):
             job = self.jobs.popleft()
             count = sum(len(i) for i in job.inputs)
             events.append({"i": job.id, "f": "stop", "vectors": [np.frombuffer(r, np.float32).tolist() for r in job.results], "u": {"prompt": count}})
         return events
 
-    def _vector(self, sequence: int, *, normalise: bool) -> bytes:
+    def _failed(self, jobs: list[EmbedJob], code: str, message: str) -> list[dict[str, Any]]:
+        """They are answered with an error and are done."""
+        failed = {id(j): j for j in jobs}
+        self.jobs = deque(j for j in self.jobs if id(j) not in failed)
+        error = {"status": 500, "code": code, "message": message, "param": None}
+        return [{"i": j.id, "err": error} for j in failed.values()]
+
+    def _vector(self, sequence: int, *, normalise: bool) -> FloatArray:
         vector = floats_at(get_embeddings_seq(self._context, sequence), self._width)
         if normalise and not self._rank:
             norm = float(np.linalg.norm(vector))
             vector = vector / norm if norm > 0 else vector
-        return vector.astype(np.float32).tobytes()
+        return vector.astype(np.float32)

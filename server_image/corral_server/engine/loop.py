@@ -22,8 +22,9 @@ from corral_server.engine.jobs import Job, make_embed_job, make_job
 from corral_server.engine.library import L, floats_at, get_logits_ith
 from corral_server.engine.media_showing import Showing
 from corral_server.engine.model import has_state
+from corral_server.engine.pace import Pace
 from corral_server.engine.plan import EnginePlan
-from corral_server.engine.sampling import Choice
+from corral_server.engine.sampling import BrokenLogits, Choice
 from corral_server.engine.sequences import Sequences, Slot
 from corral_server.engine.states import StateStore
 from corral_server.engine.telling import Teller
@@ -82,6 +83,7 @@ class Loop:
         guesses = plan.drafted > 0 and not self._rewind.recurrent and not self._rewind.window
         self._drafts = "" if not guesses else "model" if drafter else "ngram"
         self._drafter = drafter
+        self._pace = Pace(plan.micro_batch)
         self._decodes = 0
         self._busy_total = 0
 
@@ -214,12 +216,13 @@ class Loop:
         generating = sum(len(s.job.tokens) - len(s.held) == 1 for s in active if s.job)
         self._sequences.make_room(len(active))
         # A long prompt beside running answers is fed in smaller pieces, so that their tokens keep coming.
-        budget = self._batch.capacity if not generating else min(self._batch.capacity, generating * (1 + self._plan.drafted) + self._plan.micro_batch)
+        budget = self._batch.capacity if not generating else min(self._batch.capacity, generating * (1 + self._plan.drafted) + self._pace.piece())
         guesses = bool(self._drafts)
         if self._drafter is not None:
             self._drafter.guess(self._sequences.slots, active)
         while True:
             fed = self._fill(active, budget, guesses=guesses)
+            begin = time.perf_counter()
             code = self._batch.decode(self._context)
             self._decodes += 1
             if code != 1:
@@ -235,6 +238,7 @@ class Loop:
         if code != 0:
             self._decode_failed(active, code)
             return
+        self._pace.took(self._batch.size, time.perf_counter() - begin)
         self._busy_total += len(active)
         for piece in fed:
             self._evaluated(piece)
@@ -335,7 +339,14 @@ class Loop:
             self._end(slot, job, "length")
             return
         logits = floats_at(get_logits_ith(self._context, index), self._vocabulary.size)
-        choice = job.sampler.try_sample(logits)
+        try:
+            choice = job.sampler.try_sample(logits)
+        except BrokenLogits as error:
+            self._teller.failed(job, "broken_logits", str(error))
+            self._sequences.free(slot)
+            # What has been evaluated is as broken: nobody may go on from it.
+            self._sequences.keep(slot, 0)
+            return
         if choice is not None:
             self._append(slot, job, choice)
             return

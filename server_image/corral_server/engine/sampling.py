@@ -85,6 +85,10 @@ class Choice:
     top: Sequence[tuple[int, float]] = ()
 
 
+class BrokenLogits(ArithmeticError):  # noqa: N818  named for what is broken
+    """A model evaluated to something that is no number, so that there is no next token."""
+
+
 class Sampler:
     """The sampling state of one answer."""
 
@@ -114,7 +118,13 @@ class Sampler:
         return choice if choice is not None else self.search(logits)
 
     def try_sample(self, logits: FloatArray) -> Choice | None:
-        """The next token; None when the grammar refuses the first choice, so that all candidates have to be searched."""
+        """The next token; None when the grammar refuses the first choice, so that all candidates have to be searched. BrokenLogits when the row
+        has values that are no numbers: whatever came of them would look like an answer, and some of llama.cpp's samplers end the process.
+        """
+        if not logits.max() < np.inf:
+            raise BrokenLogits(
+                "the model evaluated to values that are no numbers (NaN or infinite): its file, its adapter or its KV cache type is broken"
+            )
         if self._budget is not None and (forced := self._budget.forced()) is not None:
             if self._grammar is None or self._grammar.allows(forced):
                 return with_probabilities(logits, forced, self.params.n_probs) if self.params.n_probs else Choice(forced)

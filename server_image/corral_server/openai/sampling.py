@@ -5,6 +5,7 @@ from typing import Any
 
 from corral_server.openai import fields
 from corral_server.openai.errors import invalid
+from corral_server.sampling_defaults import DECIMALS, WHOLES
 
 _MAX_SEED = 2**63 - 1
 _MOST_BREAKERS, _LONGEST_BREAKER = 32, 40
@@ -18,11 +19,10 @@ _LETTERS = {
 
 OPENAI_HOTTEST = 2.0
 """The highest temperature of OpenAI's endpoints; llama.cpp's own know no bound."""
-_HOTTEST = 1000.0
 
 
 def sampling_of(
-    body: Mapping[str, Any], defaults: Mapping[str, Any], *, hottest: float = _HOTTEST, vocabulary: int = 0, texts: bool = False
+    body: Mapping[str, Any], defaults: Mapping[str, Any], *, hottest: float = DECIMALS["temperature"][1], vocabulary: int = 0, texts: bool = False
 ) -> dict[str, Any]:
     """What the engine's sampler gets; only what differs from its own defaults is set. `vocabulary`: how many tokens there are, when known; `texts`:
     whether a bias may name its tokens by their text.
@@ -30,47 +30,22 @@ def sampling_of(
     fields.number(body, "temperature", 0.0, hottest)
     merged = {**defaults, **{k: v for k, v in body.items() if v is not None}}
     values: dict[str, Any] = {
-        "temperature": fields.number(merged, "temperature", 0.0, _HOTTEST),
-        "top_p": fields.number(merged, "top_p", 0.0, 1.0),
-        "min_p": fields.number(merged, "min_p", 0.0, 1.0),
-        "top_k": _top_k(merged),
-        "typical_p": fields.number(merged, "typical_p", 0.0, 1.0),
-        "top_n_sigma": fields.number(merged, "top_n_sigma", -100.0, 100.0),
-        "xtc_probability": fields.number(merged, "xtc_probability", 0.0, 1.0),
-        "xtc_threshold": fields.number(merged, "xtc_threshold", 0.0, 1.0),
-        "repeat_penalty": fields.number(merged, "repeat_penalty", 0.01, 10.0),
-        "repeat_last_n": fields.whole(merged, "repeat_last_n", -1, 1 << 24),
-        "frequency_penalty": fields.number(merged, "frequency_penalty", -2.0, 2.0),
-        "presence_penalty": fields.number(merged, "presence_penalty", -2.0, 2.0),
+        **{name: fields.number(merged, name, *bounds) for name, bounds in DECIMALS.items()},
+        **{name: fields.whole(merged, name, *bounds) for name, bounds in WHOLES.items()},
         "seed": _seed(merged),
         "ignore_eos": fields.flag(merged, "ignore_eos") or None,
-        "dynatemp_range": fields.number(merged, "dynatemp_range", 0.0, _HOTTEST),
-        "dynatemp_exponent": fields.number(merged, "dynatemp_exponent", 0.0, 100.0),
-        "dry_multiplier": fields.number(merged, "dry_multiplier", 0.0, 100.0),
-        "dry_base": fields.number(merged, "dry_base", 0.0, 100.0),
-        "dry_allowed_length": fields.whole(merged, "dry_allowed_length", 0, 1 << 20),
-        "dry_penalty_last_n": fields.whole(merged, "dry_penalty_last_n", -1, 1 << 20),
         "dry_sequence_breakers": _breakers(merged),
-        "mirostat": fields.whole(merged, "mirostat", 0, 2),
-        "mirostat_tau": fields.number(merged, "mirostat_tau", 0.0, 100.0),
-        "mirostat_eta": fields.number(merged, "mirostat_eta", 0.0, 100.0),
-        "adaptive_target": fields.number(merged, "adaptive_target", -1.0, 1.0),
-        "adaptive_decay": fields.number(merged, "adaptive_decay", 0.0, 0.99),
-        "min_keep": fields.whole(merged, "min_keep", 0, 1 << 20),
         "samplers": _samplers(merged),
     }
+    if values["top_k"] is not None:
+        # Both 0 and -1 are in use for "all".
+        values["top_k"] = max(values["top_k"], 0)
     if values["dry_base"] is not None and values["dry_base"] < 1.0:
         # llama.cpp takes its own default then.
         values["dry_base"] = None
     if merged.get("logit_bias"):
         values["logit_bias"] = _logit_bias(merged["logit_bias"], vocabulary, texts=texts)
     return {k: v for k, v in values.items() if v is not None}
-
-
-def _top_k(body: Mapping[str, Any]) -> int | None:
-    top = fields.whole(body, "top_k", -1, 1 << 31)
-    # Both 0 and -1 are in use for "all".
-    return None if top is None else max(top, 0)
 
 
 def _breakers(body: Mapping[str, Any]) -> list[str] | None:
