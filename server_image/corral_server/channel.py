@@ -7,8 +7,9 @@ import asyncio
 import select
 import socket
 import struct
-from collections.abc import AsyncIterator
-from typing import Any
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
 
 import orjson
 
@@ -73,53 +74,95 @@ class BlockingChannel:
         self._buffer += data
 
     def _parse(self) -> list[Message]:
-        messages: list[Message] = []
-        start = 0
-        while len(self._buffer) - start >= _HEADER.size:
-            (length,) = _HEADER.unpack_from(self._buffer, start)
-            if length > MAX_FRAME:
-                raise ClosedError(f"a frame of {length} bytes is longer than any of ours")
-            end = start + _HEADER.size + length
-            if len(self._buffer) < end:
-                break
-            messages.append(orjson.loads(memoryview(self._buffer)[start + _HEADER.size : end]))
-            start = end
-        if start:
-            del self._buffer[:start]
+        messages, used = _frames(self._buffer)
+        if used:
+            del self._buffer[:used]
         return messages
 
 
-class AsyncChannel:
-    """The supervisor's side."""
+def _frames(buffer: bytearray) -> tuple[list[Message], int]:
+    """The complete messages at the beginning of a buffer, and how many bytes they take."""
+    messages: list[Message] = []
+    start = 0
+    while len(buffer) - start >= _HEADER.size:
+        (length,) = _HEADER.unpack_from(buffer, start)
+        if length > MAX_FRAME:
+            raise ClosedError(f"a frame of {length} bytes is longer than any of ours")
+        end = start + _HEADER.size + length
+        if len(buffer) < end:
+            break
+        messages.append(orjson.loads(memoryview(buffer)[start + _HEADER.size : end]))
+        start = end
+    return messages, start
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
+
+class AsyncChannel(asyncio.Protocol):
+    """The supervisor's side. What arrives is taken apart in the event loop's callback: one task lies between engine and client, not two."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray()
+        self._waiting: deque[Message] = deque()
+        self._taker: Callable[[Message], None] | None = None
+        self._news = asyncio.Event()
+        self._over = False
 
     @classmethod
     async def open(cls, sock: socket.socket) -> "AsyncChannel":
         sock.setblocking(False)
-        reader, writer = await asyncio.open_unix_connection(sock=sock, limit=1 << 20)
-        return cls(reader, writer)
+        _, channel = await asyncio.get_running_loop().create_unix_connection(cls, sock=sock)
+        return channel
 
     def send(self, message: Message) -> None:
         """Queue a message; the requests that we admit bound how much can pile up."""
-        if not self._writer.is_closing():
-            self._writer.write(pack(message))
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(pack(message))
 
-    async def drain(self) -> None:
-        await self._writer.drain()
+    async def next(self) -> Message | None:
+        """The next message; None once the other side is gone."""
+        while not self._waiting:
+            if self._over:
+                return None
+            self._news.clear()
+            await self._news.wait()
+        return self._waiting.popleft()
 
     async def messages(self) -> AsyncIterator[Message]:
         """Every message until the other side is gone."""
-        while True:
-            try:
-                header = await self._reader.readexactly(_HEADER.size)
-                (length,) = _HEADER.unpack(header)
-                body = await self._reader.readexactly(length)
-            except (asyncio.IncompleteReadError, ConnectionError):
-                return
-            yield orjson.loads(body)
+        while (message := await self.next()) is not None:
+            yield message
+
+    async def hand_to(self, taker: Callable[[Message], None]) -> None:
+        """Call `taker` with every message from now on, as it arrives; returns when the other side is gone."""
+        while self._waiting:
+            taker(self._waiting.popleft())
+        self._taker = taker
+        while not self._over:
+            self._news.clear()
+            await self._news.wait()
 
     def close(self) -> None:
-        self._writer.close()
+        if self._transport is not None:
+            self._transport.close()
+
+    # --- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # A stream's; uvloop's own are of no class of asyncio.
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        messages, used = _frames(self._buffer)
+        if used:
+            del self._buffer[:used]
+        if self._taker is None:
+            self._waiting += messages
+            self._news.set()
+            return
+        for message in messages:
+            self._taker(message)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  gone is gone
+        self._over = True
+        self._news.set()

@@ -266,8 +266,7 @@ class Supervisor:
             )  # fmt: skip
             # The renderer starts while the engine loads.
             await self.rendering.start()
-            messages = child.channel.messages()
-            loaded = await self._await_loaded(child, messages, kills)
+            loaded = await self._await_loaded(child, kills)
         except Failure as failure:
             self._keepable = ""
             if self.life.ending:
@@ -291,7 +290,7 @@ class Supervisor:
         if "warning" in loaded["model"]:
             log.warning("%s", loaded["model"]["warning"])
         self.notify()
-        self._spawn(self._serve(child, messages, order))
+        self._spawn(self._serve(child, order))
         self._spawn(self._measure(child, loaded["memory"]))
 
     async def _fork(self) -> Child:
@@ -314,21 +313,19 @@ class Supervisor:
                 self.life.measured(memory)
                 self.notify_cheaply()
 
-    async def _await_loaded(self, child: Child, messages: Any, kills: int) -> dict[str, Any]:
+    async def _await_loaded(self, child: Child, kills: int) -> dict[str, Any]:
         limit = self.settings.load_timeout
         while True:
             try:
-                message = await asyncio.wait_for(anext(messages), limit)
+                message = await asyncio.wait_for(child.channel.next(), limit)
             except TimeoutError:
                 child.kill()
                 raise Failure(LOAD_TIMEOUT, f"the load made no progress for {limit:.0f} s") from None
-            except StopAsyncIteration:
+            if message is None:
                 code = await child.exited
                 if code == -9 and machine.oom_kills() > kills:
-                    raise Failure(OUT_OF_MEMORY, "the kernel killed the engine for want of memory while it loaded") from None
-                raise Failure(
-                    ENGINE_CRASHED, f"the engine ended with code {code} while it loaded: {child.last_words() or 'it said nothing'}"
-                ) from None
+                    raise Failure(OUT_OF_MEMORY, "the kernel killed the engine for want of memory while it loaded")
+                raise Failure(ENGINE_CRASHED, f"the engine ended with code {code} while it loaded: {child.last_words() or 'it said nothing'}")
             if message["t"] == "progress":
                 self.life.progressed(message["value"])
                 self.notify_cheaply()
@@ -339,12 +336,11 @@ class Supervisor:
             elif message["t"] == "loaded":
                 return dict(message)
 
-    async def _serve(self, child: Child, messages: Any, order: Wake) -> None:
+    async def _serve(self, child: Child, order: Wake) -> None:
         """Hand out the engine's events until it is gone, wanted or not."""
         engine = self.engine
         assert engine is not None  # noqa: S101  set before the load
-        async for message in messages:
-            engine.dispatch(message)
+        await child.channel.hand_to(engine.dispatch)
         child.channel.close()
         code = await child.exited
         if self.engine is not engine:
