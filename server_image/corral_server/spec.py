@@ -129,9 +129,9 @@ def parse_engine(raw_value: object, path: str = "engine") -> EngineSpec:
     return EngineSpec(
         context_length=_whole(raw, "contextLength", path, 0, 0, 1 << 24),
         slots=_whole(raw, "slots", path, 4, 1, 256),
-        kv_tokens=_whole(raw, "kvTokens", path, 0, 0, 1 << 26),
+        kv_tokens=_whole(raw, "kvTokens", path, 0, 0, 1 << 28),
         threads=_whole(raw, "threads", path, 0, 0, 1024),
-        micro_batch=_whole(raw, "microBatch", path, 512, 32, 16384),
+        micro_batch=_whole(raw, "microBatch", path, 512, 1, 16384),
         prompt_cache_bytes=cache_bytes,
         keep_on_sleep=bool(cache.get("keepOnSleep", True)),
         draft_source=_text(draft, "source", f"{path}.draft"),

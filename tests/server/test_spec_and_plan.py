@@ -1,8 +1,12 @@
 """CORRAL_SPEC: what is understood, what is refused and how; and the context that follows from it."""
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from corral_server.engine.plan import ModelFacts, make_plan, thread_count
 from corral_server.quantities import parse_bytes, parse_seconds, parse_time, rfc3339
@@ -102,3 +106,32 @@ def test_quantities_durations_and_times():
     assert parse_time(rfc3339(1700000000.25)) == 1700000000.25
     with pytest.raises(ValueError, match="time zone"):
         parse_time("2026-01-01T00:00:00")
+
+
+CRD = Path(__file__).resolve().parents[2] / "crds" / "corral.dev_modeldeployments.yaml"
+
+
+def extremes() -> Iterator[tuple[str, Any]]:
+    """Each field of `spec.engine` that has a least, a most or a set of values in the CRD, with each of them."""
+
+    def walk(path: tuple[str, ...], schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        for value in [schema[k] for k in ("minimum", "maximum") if k in schema] + schema.get("enum", []):
+            yield ".".join(path), value
+        for name, part in schema.get("properties", {}).items():
+            yield from walk((*path, name), part)
+
+    version = yaml.safe_load(CRD.read_text())["spec"]["versions"][0]
+    yield from walk((), version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["engine"])
+
+
+@pytest.mark.parametrize(("path", "value"), list(extremes()), ids=str)
+def test_the_server_takes_whatever_the_api_server_lets_through(path: str, value: Any):
+    *parents, last = path.split(".")
+    engine: dict[str, Any] = {last: value}
+    for parent in reversed(parents):
+        engine = {parent: engine}
+    assert parse_engine(engine)
+
+
+def test_the_api_server_bounds_whole_numbers_and_names_values():
+    assert {path for path, _ in extremes()} >= {"contextLength", "slots", "kvTokens", "threads", "microBatch", "pooling", "kvCache", "sampling.topK"}

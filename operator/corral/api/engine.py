@@ -10,10 +10,25 @@ from corral.api.base import Part
 from corral.api.errors import PATTERN_BROKEN, WRONG_TYPE
 from corral.api.lists import Unique
 from corral.api.source import OptionalSource, Source
-from corral.api.types import DECIMAL_PATTERN, MI, Bytes, Rule
+from corral.api.types import DECIMAL_PATTERN, MI, Bytes, Rule, Rules
 
 GPU_LAYERS_PATTERN = "^(All|[0-9]{1,6})$"
 Number = Annotated[str, Field(max_length=16, pattern=DECIMAL_PATTERN)]
+
+
+def _within(low: str, high: str) -> Rules:
+    """A decimal between two others, both allowed."""
+    rule = Rule(
+        # What is no decimal at all is refused by its pattern; to read it as a number would only say so a second time, in worse words.
+        cel=f"!self.matches('^-?[0-9]+([.][0-9]+)?$') || (double(self) >= {float(low)} && double(self) <= {float(high)})",
+        message=f"it must be a decimal from {low} to {high}, in quotes",
+        holds=lambda text: float(low) <= float(text) <= float(high),
+    )
+    return Rules((rule,))
+
+
+Share = Annotated[Number, _within("0", "1")]
+Penalty = Annotated[Number, _within("-2", "2")]
 
 
 def _gpu_layers(value: Any) -> Any:
@@ -62,23 +77,23 @@ class Draft(Part):
 class Sampling(Part):
     """What a request that does not say gets. Default, field by field: the model file's own value, else llama.cpp's. Decimals are strings."""
 
-    temperature: Number | None = None
+    temperature: Annotated[Number, _within("0", "1000")] | None = None
     """0 takes the likeliest token always."""
     top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     """How many of the likeliest tokens are considered; 0: all."""
-    top_p: Number | None = None
+    top_p: Share | None = None
     """The share of probability that is considered, 0 to 1."""
-    min_p: Number | None = None
+    min_p: Share | None = None
     """The least probability, relative to the likeliest token, 0 to 1."""
-    typical_p: Number | None = None
+    typical_p: Share | None = None
     """Locally typical sampling, 0 to 1; 1 turns it off."""
-    repeat_penalty: Number | None = None
+    repeat_penalty: Annotated[Number, _within("0.01", "10")] | None = None
     """Penalty for tokens that were there before; 1 turns it off."""
     repeat_last_n: Annotated[int, Field(ge=-1, le=16_777_216)] | None = None
     """How many of the last tokens the penalties look at; -1: the whole context."""
-    presence_penalty: Number | None = None
+    presence_penalty: Penalty | None = None
     """OpenAI's, -2 to 2."""
-    frequency_penalty: Number | None = None
+    frequency_penalty: Penalty | None = None
     """OpenAI's, -2 to 2."""
     seed: Annotated[int, Field(ge=0, le=4_294_967_295)] | None = None
     """The random seed; without it each request has its own."""
