@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -22,8 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from e2e.support import install  # noqa: E402 - after the path is set
-from e2e.support.kubectl import Kubectl  # noqa: E402
+from e2e.support import bringup  # noqa: E402 - after the path is set
 from e2e.support.world import HUB_URL, MODELS, World, deployment  # noqa: E402
 from swap import Endpoint, asked, in_turns  # noqa: E402
 from tests.support import models as files  # noqa: E402
@@ -33,24 +31,11 @@ CAPACITY, MARGIN = "4Gi", "64Mi"
 
 @contextlib.contextmanager
 def cluster() -> Iterator[tuple[World, dict[str, str]]]:
-    tool = ROOT / "e2e" / "cluster"
-    subprocess.run([tool / "up"], check=True, stdout=subprocess.DEVNULL)
     try:
-        state = Path(os.environ.get("CORRAL_E2E_STATE") or "/tmp/corral-e2e")
-        env: dict[str, str] = json.loads((state / "env.json").read_text())
-        os.environ["PATH"] = f"{env['CORRAL_E2E_TOOLS']}:{os.environ['PATH']}"
-        os.environ["KUBECONFIG"] = env["KUBECONFIG"]
-        kubectl = Kubectl(env["KUBECONFIG"], shutil.which("kubectl") or "kubectl")
-        install.images(ROOT, env)
-        world = World(kubectl, f"http://{env['CORRAL_E2E_INGRESS']}", install.INGRESS_HOST, env["CORRAL_E2E_NODES"].split())
-        install.namespaces(kubectl)
-        world.sources = install.hub(kubectl, env)
-        install.cache_volume(kubectl, env)
-        install.chart(ROOT, kubectl, env, CAPACITY, MARGIN)
-        install.wait_for_gateway(world)
-        yield world, env
+        with bringup.cluster() as env:
+            yield bringup.release(env, bringup.client(env), capacity=CAPACITY, margin=MARGIN), env
     finally:
-        subprocess.run([tool / "down"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([bringup.TOOL / "down"], check=True, stdout=subprocess.DEVNULL)
 
 
 def room_for_one(world: World, env: dict[str, str], paths: dict[str, Path], threads: int, context: int) -> None:

@@ -7,35 +7,25 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e.support import gpus, install
+from e2e.support import bringup, gpus, install
 from e2e.support.kubectl import Kubectl, conditions
 from e2e.support.ledger import Witness, quantity
 from e2e.support.world import MODELS, SYSTEM, World, namespace
 from tests.support import gguf_files
 from tests.support.large_files import write_large_model
 
-ROOT = Path(__file__).resolve().parents[1]
 CAPACITY, MARGIN = "900Mi", "64Mi"
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[dict[str, str]]:
-    """The cluster's description (`env.json`), with its tools first in PATH."""
-    subprocess.run([ROOT / "e2e" / "cluster" / "up"], check=True, stdout=subprocess.DEVNULL)
-    state = Path(os.environ.get("CORRAL_E2E_STATE") or "/tmp/corral-e2e")
-    env: dict[str, str] = json.loads((state / "env.json").read_text())
-    before = os.environ["PATH"]
-    os.environ["PATH"] = f"{env['CORRAL_E2E_TOOLS']}:{before}"
-    os.environ["KUBECONFIG"] = env["KUBECONFIG"]
-    yield env
-    os.environ["PATH"] = before
+    with bringup.cluster() as env:
+        yield env
 
 
 @pytest.fixture(scope="session")
@@ -47,21 +37,12 @@ def local_cluster(cluster: dict[str, str]) -> None:
 
 @pytest.fixture(scope="session")
 def kubectl(cluster: dict[str, str]) -> Kubectl:
-    return Kubectl(cluster["KUBECONFIG"], shutil.which("kubectl") or "kubectl")
+    return bringup.client(cluster)
 
 
 @pytest.fixture(scope="session")
 def whole_world(cluster: dict[str, str], kubectl: Kubectl) -> Iterator[World]:
-    if cluster["CORRAL_E2E_MODE"] != "given":
-        install.images(ROOT, cluster)
-    ingress = cluster.get("CORRAL_E2E_INGRESS", "")
-    nodes = cluster["CORRAL_E2E_NODES"].split()
-    world = World(kubectl, gateway=f"http://{ingress}", host=install.INGRESS_HOST, nodes=nodes)
-    install.namespaces(kubectl)
-    world.sources = install.hub(kubectl, cluster)
-    install.cache_volume(kubectl, cluster)
-    install.chart(ROOT, kubectl, cluster, CAPACITY, MARGIN)
-    install.wait_for_gateway(world)
+    world = bringup.release(cluster, kubectl, capacity=CAPACITY, margin=MARGIN)
     yield world
     if not os.environ.get("CORRAL_E2E_KEEP"):
         world.remove_models()

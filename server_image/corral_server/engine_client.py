@@ -90,8 +90,8 @@ class Stream:
                 events = self.take()
                 bad = next((e["err"] for e in events if "err" in e), None)
                 if bad is not None:
-                    details = {k: v for k, v in bad.items() if k not in ("status", "code", "message", "param")}
-                    raise EngineError(bad["status"], bad["code"], bad["message"], bad.get("param"), details=details)
+                    details = {k: v for k, v in bad.items() if k not in ("status", "code", "message", "param", "retry")}
+                    raise EngineError(bad["status"], bad["code"], bad["message"], bad.get("param"), retry=bad.get("retry", True), details=details)
                 yield events
                 if "f" in events[-1]:
                     return

@@ -31,6 +31,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_answer_without_numbers_is_an_error_and_the_engine_lives(asked: dict, broken: Path, server: Server):
     answer = server.http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, **asked})
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "broken_logits"), answer.text
+    assert answer.headers["x-should-retry"] == "false"
     assert "no numbers" in answer.json()["error"]["message"]
     assert server.status()["error"] is None
     assert all(not s["is_processing"] for s in server.http.get("/slots").json())

@@ -49,18 +49,20 @@ class EmbeddingLoop:
                 job.results.append(vector.tobytes())
             else:
                 broken.append(job)
-        events = self._failed(broken, "broken_embedding", "the model evaluated to values that are no numbers (NaN or infinite): its file is broken")
+        events = self._failed(
+            broken, "broken_embedding", "the model evaluated to values that are no numbers (NaN or infinite): its file is broken", retry=False
+        )
         while self.jobs and len(self.jobs[0].results) == len(self.jobs[0].inputs):
             job = self.jobs.popleft()
             count = sum(len(i) for i in job.inputs)
             events.append({"i": job.id, "f": "stop", "vectors": [np.frombuffer(r, np.float32).tolist() for r in job.results], "u": {"prompt": count}})
         return events
 
-    def _failed(self, jobs: list[EmbedJob], code: str, message: str) -> list[dict[str, Any]]:
+    def _failed(self, jobs: list[EmbedJob], code: str, message: str, *, retry: bool = True) -> list[dict[str, Any]]:
         """They are answered with an error and are done."""
         failed = {id(j): j for j in jobs}
         self.jobs = deque(j for j in self.jobs if id(j) not in failed)
-        error = {"status": 500, "code": code, "message": message, "param": None}
+        error = {"status": 500, "code": code, "message": message, "param": None, "retry": retry}
         return [{"i": j.id, "err": error} for j in failed.values()]
 
     def _vector(self, sequence: int, *, normalise: bool) -> FloatArray:

@@ -342,7 +342,7 @@ class Loop:
         try:
             choice = job.sampler.try_sample(logits)
         except BrokenLogits as error:
-            self._teller.failed(job, "broken_logits", str(error))
+            self._teller.failed(job, "broken_logits", str(error), retry=False)
             self._sequences.free(slot)
             # What has been evaluated is as broken: nobody may go on from it.
             self._sequences.keep(slot, 0)

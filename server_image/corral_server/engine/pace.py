@@ -1,6 +1,6 @@
 """How many prompt tokens a step takes beside running answers, so that these do not stand still for seconds. Pure: counts and times in, counts out."""
 
-_LONGEST = 2.0
+_LONGEST = 3.0
 """Seconds that a step should take at most. Shorter ones cost the waiting prompts more: every step evaluates a token of each running answer too."""
 _LEAST = 32
 """Tokens under which a step is not cheaper in proportion; only larger ones say what a token costs."""

@@ -93,8 +93,9 @@ class Teller:
             event["slot"] = job.placed
         self.events.append(event)
 
-    def failed(self, job: Job, code: str, message: str) -> None:
-        self.events.append({"i": job.id, "err": {"status": 500, "code": code, "message": message, "param": None}})
+    def failed(self, job: Job, code: str, message: str, *, retry: bool = True) -> None:
+        """`retry`: whether it may go better another time."""
+        self.events.append({"i": job.id, "err": {"status": 500, "code": code, "message": message, "param": None, "retry": retry}})
 
     def _text(self, tokens: list[int]) -> str:
         return b"".join(self._vocabulary.piece(t, special=True) for t in media_marks.words(tokens)).decode("utf-8", "replace")
