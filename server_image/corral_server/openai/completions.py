@@ -65,7 +65,7 @@ async def completions(service: Service, request: Request) -> Response:
         sampling["n_probs"] = max(top or 0, 1)
     stop, own = fields.stops(body), native_fields(body)
     adapters = service.adapters(request, body)
-    engine = service.generator(len(prompts) * best_of)
+    service.generator(len(prompts) * best_of)
     constraint = await unless_gone(request, service.constraint(body))
     spoken = [await _as_text(service, request, p) if echo else "" for p in prompts]
     # The token that the tokeniser puts before a text is no part of what was said.
@@ -85,7 +85,8 @@ async def completions(service: Service, request: Request) -> Response:
         for i in range(best_of)
     ]  # fmt: skip
     head = Head.make("cmpl-", service.served_name(request, body))
-    generation = Generation(engine, jobs)
+    # Asked again: others may have come meanwhile, or another engine.
+    generation = Generation(service.generator(len(jobs)), jobs)
     usage = Usage()
     if streaming:
         begun = await begin(request, generation)

@@ -105,7 +105,7 @@ async def _answer(
     streaming, stop = fields.flag(body, "stream"), fields.stops(body)
     count = fields.whole(body, "n_cmpl", 1, 128) or fields.whole(body, "n", 1, 128) or 1
     adapters = service.adapters(request, body)
-    engine = service.generator(len(prompts) * count)
+    service.generator(len(prompts) * count)
     constraint = await unless_gone(request, service.constraint(body))
     asked = Asked(
         name=service.served_name(request, body), top=top, after_filters=bool(sampling.get("post_sampling")),
@@ -124,7 +124,8 @@ async def _answer(
     decoded = await service.decoded(request, media.items) if media is not None else None
     asks = [_asking(p, decoded) for p in prompts]
     jobs = [{**job, **ask, "sampling": _reseeded(sampling, i)} for ask in asks for i in range(count)]
-    generation = Generation(engine, jobs)
+    # Asked again: others may have come meanwhile, or another engine.
+    generation = Generation(service.generator(len(jobs)), jobs)
     usage = Usage()
     if streaming:
         return EventStream(_blocks(generation, await begin(request, generation), asked, usage, count), request, usage)
