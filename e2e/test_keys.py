@@ -12,7 +12,7 @@ import anthropic
 import httpx2
 import openai
 import pytest
-from e2e.conftest import ROOT
+from e2e.support.bringup import ROOT
 from e2e.support.kubectl import until
 from e2e.support.world import MODELS, SYSTEM, World, deployment
 
