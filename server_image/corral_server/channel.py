@@ -48,21 +48,21 @@ class BlockingChannel:
         """All complete messages that are there; waits up to `timeout` (None: until one comes) for the first, or until the descriptor `unless`
         can be read.
         """
-        messages = self._parse()
+        messages = _take_frames(self._buffer)
         watched: list[Any] = [self._sock] if unless is None else [self._sock, unless]
         while not messages:
             readable, _, _ = select.select(watched, [], [], timeout)
             if self._sock not in readable:
                 return []
             self._fill()
-            messages = self._parse()
+            messages = _take_frames(self._buffer)
         return messages
 
     def poll(self) -> list[Message]:
         """What has arrived, without waiting."""
         while select.select([self._sock], [], [], 0)[0]:
             self._fill()
-        return self._parse()
+        return _take_frames(self._buffer)
 
     def _fill(self) -> None:
         try:
@@ -73,15 +73,9 @@ class BlockingChannel:
             raise ClosedError("the other side closed the channel")
         self._buffer += data
 
-    def _parse(self) -> list[Message]:
-        messages, used = _frames(self._buffer)
-        if used:
-            del self._buffer[:used]
-        return messages
 
-
-def _frames(buffer: bytearray) -> tuple[list[Message], int]:
-    """The complete messages at the beginning of a buffer, and how many bytes they take."""
+def _take_frames(buffer: bytearray) -> list[Message]:
+    """The complete messages at the beginning of a buffer, which are taken out of it."""
     messages: list[Message] = []
     start = 0
     while len(buffer) - start >= _HEADER.size:
@@ -93,7 +87,9 @@ def _frames(buffer: bytearray) -> tuple[list[Message], int]:
             break
         messages.append(orjson.loads(memoryview(buffer)[start + _HEADER.size : end]))
         start = end
-    return messages, start
+    if start:
+        del buffer[:start]
+    return messages
 
 
 class AsyncChannel(asyncio.Protocol):
@@ -153,9 +149,7 @@ class AsyncChannel(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        messages, used = _frames(self._buffer)
-        if used:
-            del self._buffer[:used]
+        messages = _take_frames(self._buffer)
         if self._taker is None:
             self._waiting += messages
             self._news.set()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.support.structural import fields
 
 from corral_server.engine.plan import ModelFacts, make_plan, thread_count
 from corral_server.quantities import parse_bytes, parse_seconds, parse_time, rfc3339
@@ -114,14 +115,10 @@ CRD = Path(__file__).resolve().parents[2] / "crds" / "corral.dev_modeldeployment
 def extremes() -> Iterator[tuple[str, Any]]:
     """Each field of `spec.engine` that has a least, a most or a set of values in the CRD, with each of them."""
 
-    def walk(path: tuple[str, ...], schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        for value in [schema[k] for k in ("minimum", "maximum") if k in schema] + schema.get("enum", []):
-            yield ".".join(path), value
-        for name, part in schema.get("properties", {}).items():
-            yield from walk((*path, name), part)
-
     version = yaml.safe_load(CRD.read_text())["spec"]["versions"][0]
-    yield from walk((), version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["engine"])
+    for path, node in fields(version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["engine"]):
+        for value in [node[k] for k in ("minimum", "maximum") if k in node] + node.get("enum", []):
+            yield path, value
 
 
 @pytest.mark.parametrize(("path", "value"), list(extremes()), ids=str)

@@ -14,13 +14,15 @@ from corral.api.types import DECIMAL_PATTERN, MI, Bytes, Rule, Rules
 
 GPU_LAYERS_PATTERN = "^(All|[0-9]{1,6})$"
 Number = Annotated[str, Field(max_length=16, pattern=DECIMAL_PATTERN)]
+_PLAIN = DECIMAL_PATTERN.replace(r"\.", "[.]")
+"""The same, without a backslash: in CEL's strings that would be an escape."""
 
 
 def _within(low: str, high: str) -> Rules:
     """A decimal between two others, both allowed."""
     rule = Rule(
         # What is no decimal at all is refused by its pattern; to read it as a number would only say so a second time, in worse words.
-        cel=f"!self.matches('^-?[0-9]+([.][0-9]+)?$') || (double(self) >= {float(low)} && double(self) <= {float(high)})",
+        cel=f"!self.matches('{_PLAIN}') || (double(self) >= {float(low)} && double(self) <= {float(high)})",
         message=f"it must be a decimal from {low} to {high}, in quotes",
         holds=lambda text: float(low) <= float(text) <= float(high),
     )
