@@ -260,6 +260,34 @@ def test_deleting_never_meets_a_newcomer_half_way(cache: Path):
     assert wrong == []
 
 
+def test_a_folder_that_is_deleted_while_it_is_being_made_is_made_again(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    """`mkdir` finds it there, and it is gone when `mkdir` looks whether it is a folder."""
+    directory = cache / "models" / "k"
+    directory.mkdir(parents=True)
+    looks = []
+    is_dir = Path.is_dir
+
+    def gone_once(path: Path) -> bool:
+        if path == directory and not looks:
+            looks.append(path)
+            path.rmdir()
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", gone_once)
+    held = keep.use(directory)
+    assert looks, "the step between was not met"
+    assert (directory / keep.USE).exists()
+    held.drop()
+
+
+def test_a_file_in_the_place_of_a_folder_is_an_error_and_not_waited_for(cache: Path):
+    directory = cache / "models" / "k"
+    directory.parent.mkdir(parents=True)
+    directory.write_text("not a folder")
+    with pytest.raises(FileExistsError):
+        keep.use(directory)
+
+
 def test_a_server_holds_its_file_while_it_sleeps_and_tells_what_a_shared_cache_has(model: bytes, tmp_path: Path):
     cache = tmp_path / "shared"
     with serving(Site({"/a.gguf": model, "/b.gguf": model})) as site:

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,17 +48,29 @@ class Use:
 def use(directory: Path) -> Use:
     """Announce the use of a folder, there or not there yet."""
     while True:
-        directory.mkdir(parents=True, exist_ok=True)
         try:
+            directory.mkdir(parents=True, exist_ok=True)
             handle = (directory / USE).open("ab")
         except FileNotFoundError:
             continue  # it was deleted between the two steps
+        except FileExistsError:
+            if _is_no_folder(directory):
+                raise
+            continue  # `mkdir` found it there, and it was deleted before `mkdir` looked what it is
         fcntl.flock(handle, fcntl.LOCK_SH)
         if _is_still(directory / USE, handle):
             found = Use(directory, handle)
             found.touch()
             return found
         handle.close()
+
+
+def _is_no_folder(path: Path) -> bool:
+    """Whether something else has its name now; asked once, so that nothing can change in between."""
+    try:
+        return not stat.S_ISDIR(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _is_still(path: Path, handle: BinaryIO) -> bool:
