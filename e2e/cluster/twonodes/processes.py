@@ -39,9 +39,19 @@ def members(state: Path) -> dict[int, str]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                if mark in _environment(entry).split(b"\0"):
                     found[int(entry.name)] = (entry / "comm").read_text().strip()
     return found
+
+
+def _environment(process: Path) -> bytes:
+    """It reads as empty for a moment while a process becomes another program (`exec`); one that has a program is asked again."""
+    for _ in range(20):
+        if text := (process / "environ").read_bytes():
+            return text
+        (process / "exe").readlink()  # OSError: it has ended, or is the kernel's own
+        time.sleep(0.001)
+    return b""
 
 
 def all_recorded_alive(state: Path) -> bool:
