@@ -1,6 +1,6 @@
 """The programs that the cluster is made of: built once from pinned Go modules into the cache, or installed from Debian.
 
-A version is written in one place, the `go.mod` of the tool's folder.
+A version is written in one place, `tools/go.mod`: one module for all of them, so that what several need is compiled once.
 """
 
 import os
@@ -20,22 +20,34 @@ STAMP = "k8s.io/component-base/version"
 
 @dataclass(frozen=True)
 class Tool:
-    name: str  # the folder under tools/
+    name: str
     module: str  # whose version is the tool's
-    what: str = "tool"  # what `go build` is asked for
+    packages: tuple[str, ...]  # what `go build` is asked for
+    minutes: float  # of a cold build on two cores after those before it, to say what to expect
     links: tuple[str, ...] = ()  # other names of the one program
-    minutes: float = 1  # of a cold build on two cores, to say what to expect
+    left_out: tuple[tuple[str, str], ...] = ()  # modules and their packages that tools/<name>/leftout stands in for
 
 
-KUBERNETES = Tool("kubernetes", "k8s.io/kubernetes", ".", KUBERNETES_PARTS, 8)
-CONTAINERD = Tool("containerd", "github.com/containerd/containerd/v2", minutes=2)
-COREDNS = Tool("coredns", "github.com/coredns/coredns", minutes=3)
-HELM = Tool("helm", "helm.sh/helm/v4", minutes=3)
-TRAEFIK = Tool("traefik", "github.com/traefik/traefik/v3", minutes=8)
-POD = Tool("pod", "", "./...", minutes=0.2)
-GPU_DRIVER = Tool("gpu-driver", "k8s.io/dynamic-resource-allocation", ".", minutes=2)
-GATEWAY_API = Tool("gateway-api", "sigs.k8s.io/gateway-api", "", minutes=0.1)
-KIND = Tool("kind", "sigs.k8s.io/kind", minutes=0.3)
+KUBERNETES = Tool("kubernetes", "k8s.io/kubernetes", ("./kubernetes",), 8, KUBERNETES_PARTS)
+CONTAINERD = Tool(
+    "containerd",
+    "github.com/containerd/containerd/v2",
+    tuple(f"github.com/containerd/containerd/v2/cmd/{program}" for program in ("containerd", "containerd-shim-runc-v2", "ctr")),
+    1,
+)
+COREDNS = Tool("coredns", "github.com/coredns/coredns", ("./coredns",), 0.5)
+HELM = Tool("helm", "helm.sh/helm/v4", ("helm.sh/helm/v4/cmd/helm",), 0.5)
+TRAEFIK = Tool(
+    "traefik",
+    "github.com/traefik/traefik/v3",
+    ("github.com/traefik/traefik/v3/cmd/traefik",),
+    2,
+    left_out=(("github.com/go-acme/lego/v5", "providers/dns"), ("github.com/traefik/traefik/v3", "pkg/provider/ecs")),
+)
+POD = Tool("pod", "", ("./pod/...",), 0.1)
+GPU_DRIVER = Tool("gpu-driver", "k8s.io/dynamic-resource-allocation", ("./gpu-driver",), 0.5)
+GATEWAY_API = Tool("gateway-api", "sigs.k8s.io/gateway-api", (), 0.1)
+KIND = Tool("kind", "sigs.k8s.io/kind", ("sigs.k8s.io/kind",), 0.3)
 
 DEBIAN = {
     "runc": "runc",
@@ -50,12 +62,12 @@ DEBIAN = {
 
 
 def version(tool: Tool) -> str:
-    text = (TOOL_SOURCES / tool.name / "go.mod").read_text()
     if not tool.module:
         return "1"
+    text = (TOOL_SOURCES / "go.mod").read_text()
     found = re.search(rf"^(?:require)?\s*{re.escape(tool.module)} v(\S+)", text, re.MULTILINE)
     if not found:
-        raise ClusterError(f"tools/{tool.name}/go.mod does not require {tool.module}")
+        raise ClusterError(f"tools/go.mod does not require {tool.module}")
     return found[1]
 
 
@@ -84,23 +96,44 @@ def complete(tool: Tool) -> bool:
 def _build_one(tool: Tool) -> None:
     final = folder(tool)
     final.parent.mkdir(parents=True, exist_ok=True)
-    source = TOOL_SOURCES / tool.name
     with tempfile.TemporaryDirectory(dir=final.parent, prefix=f".{tool.name}.") as scratch:
         made = Path(scratch) / "made"
         made.mkdir()
         environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false", "GOWORK": "off"}
         if tool is GATEWAY_API:
-            _go(["mod", "download", tool.module], source, environment)
-            module = _go(["list", "-m", "-f", "{{.Dir}}", tool.module], source, environment)
-            shutil.copytree(Path(module) / "config" / "crd" / "standard", made / "crds", copy_function=shutil.copyfile)
+            module = _module(tool.module, environment)
+            shutil.copytree(module / "config" / "crd" / "standard", made / "crds", copy_function=shutil.copyfile)
         else:
-            _go(["build", "-trimpath", "-ldflags", _ldflags(tool), "-o", f"{made}/", tool.what], source, environment)
+            modules = _with_stand_ins(tool, Path(scratch), environment)
+            _go(["build", *modules, "-trimpath", "-ldflags", _ldflags(tool), "-o", f"{made}/", *tool.packages], environment)
         for name in tool.links:
             (made / name).symlink_to(tool.name)
         (made / ".complete").touch()
         made.chmod(0o755)
         shutil.rmtree(final, ignore_errors=True)
         made.rename(final)
+
+
+def _with_stand_ins(tool: Tool, scratch: Path, environment: dict[str, str]) -> list[str]:
+    """The flags that make `go build` take copies of the modules of which we leave something out."""
+    if not tool.left_out:
+        return []
+    text = (TOOL_SOURCES / "go.mod").read_text().replace("=> ./", f"=> {TOOL_SOURCES}/")
+    for module, package in tool.left_out:
+        copy = scratch / module
+        shutil.copytree(_module(module, environment), copy, copy_function=shutil.copyfile, ignore=shutil.ignore_patterns("*_test.go", "testdata"))
+        shutil.rmtree(copy / package)
+        shutil.copytree(TOOL_SOURCES / tool.name / "leftout" / Path(package).name, copy / package)
+        text += f"\nreplace {module} => {copy}\n"
+    (scratch / "go.mod").write_text(text)
+    shutil.copyfile(TOOL_SOURCES / "go.sum", scratch / "go.sum")
+    return [f"-modfile={scratch / 'go.mod'}"]
+
+
+def _module(name: str, environment: dict[str, str]) -> Path:
+    """Where its source is, fetched if it was not there."""
+    _go(["mod", "download", name], environment)
+    return Path(_go(["list", "-m", "-f", "{{.Dir}}", name], environment))
 
 
 def _ldflags(tool: Tool) -> str:
@@ -113,10 +146,10 @@ def _ldflags(tool: Tool) -> str:
     return flags
 
 
-def _go(arguments: list[str], source: Path, environment: dict[str, str]) -> str:
-    done = subprocess.run(["go", *arguments], cwd=source, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+def _go(arguments: list[str], environment: dict[str, str]) -> str:
+    done = subprocess.run(["go", *arguments], cwd=TOOL_SOURCES, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise ClusterError(f"go {arguments[0]} in {source} failed (its own words are above)")
+        raise ClusterError(f"go {arguments[0]} in {TOOL_SOURCES} failed (its own words are above)")
     return done.stdout.strip()
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from corral_server.engine.batch import Batch
-from corral_server.engine.jobs import EmbedJob
+from corral_server.engine.jobs import EmbedJob, RefusedError
 from corral_server.engine.library import FloatArray, L, floats_at, get_embeddings_seq
 
 
@@ -62,8 +62,8 @@ class EmbeddingLoop:
         """They are answered with an error and are done."""
         failed = {id(j): j for j in jobs}
         self.jobs = deque(j for j in self.jobs if id(j) not in failed)
-        error = {"status": 500, "code": code, "message": message, "param": None, "retry": retry}
-        return [{"i": j.id, "err": error} for j in failed.values()]
+        error = RefusedError(500, code, message, details={"retry": retry})
+        return [error.event(j.id) for j in failed.values()]
 
     def _vector(self, sequence: int, *, normalise: bool) -> FloatArray:
         vector = floats_at(get_embeddings_seq(self._context, sequence), self._width)

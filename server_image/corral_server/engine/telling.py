@@ -8,7 +8,7 @@ from typing import Any
 
 from corral_server.channel import Message
 from corral_server.engine import media_marks
-from corral_server.engine.jobs import Job
+from corral_server.engine.jobs import Job, RefusedError
 from corral_server.engine.sampling import Choice
 from corral_server.engine.vocabulary import Vocabulary
 
@@ -95,7 +95,7 @@ class Teller:
 
     def failed(self, job: Job, code: str, message: str, *, retry: bool = True) -> None:
         """`retry`: whether it may go better another time."""
-        self.events.append({"i": job.id, "err": {"status": 500, "code": code, "message": message, "param": None, "retry": retry}})
+        self.events.append(RefusedError(500, code, message, details={"retry": retry}).event(job.id))
 
     def _text(self, tokens: list[int]) -> str:
         return b"".join(self._vocabulary.piece(t, special=True) for t in media_marks.words(tokens)).decode("utf-8", "replace")

@@ -111,8 +111,8 @@ async def _chunks(
     suffix = b'},"logprobs":null,"finish_reason":null}]' + (b',"usage":null' if usage_chunk else b"") + b"}\n\n"
     last: dict[str, Any] = {}
     top, own = conversation.top, conversation.own
-    told: list[list[Message]] = [[] for _ in generation.streams]
-    readers = [conversation.reading() for _ in generation.streams]
+    told: list[list[Message]] = [[] for _ in range(generation.count)]
+    readers = [conversation.reading() for _ in range(generation.count)]
 
     def chunk(index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None, **more: Any) -> bytes:
         return sse({**base, "choices": [{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}], **tail, **more})
@@ -159,7 +159,7 @@ async def _chunks(
         return out
 
     try:
-        opening = b"".join(chunk(i, {"role": "assistant", "content": None, "refusal": None}) for i in range(len(generation.streams)))
+        opening = b"".join(chunk(i, {"role": "assistant", "content": None, "refusal": None}) for i in range(generation.count))
         async for batch in begun.batches():
             if block := opening + render(batch):
                 yield block

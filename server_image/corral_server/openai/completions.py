@@ -137,7 +137,7 @@ async def _chunks(
 ) -> AsyncIterator[bytes]:  # fmt: skip
     base = {"id": head.id, "object": "text_completion", "created": head.created, "model": head.model, "system_fingerprint": FINGERPRINT}
     tail = {"usage": None} if usage_chunk else {}
-    offsets = {i: len(told[i // per_prompt].text) for i in range(len(generation.streams))}
+    offsets = {i: len(told[i // per_prompt].text) for i in range(generation.count)}
 
     def chunk(index: int, text: str, reason: str | None = None, logprobs: Any = None, **more: Any) -> bytes:
         return sse({**base, "choices": [{"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}], **tail, **more})

@@ -1,7 +1,7 @@
 """Running one or more answers in the engine for a request, whatever shape they are then given."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,31 +41,60 @@ class Begun:
             yield batch
 
 
+@dataclass(frozen=True)
+class _Told:
+    """An engine's stream, and the indexes of the answers that are told by it."""
+
+    stream: Stream
+    indexes: list[int]
+
+    def to_each(self, batch: list[Message]) -> list[tuple[int, Message]]:
+        first, *others = self.indexes
+        if not others:
+            return [(first, event) for event in batch]
+        # What was asked about the prompt is the first one's.
+        return [(index, event) for event in batch for index in self.indexes if index == first or "pl" not in event]
+
+
 class Generation:
-    """The engine streams of one request, index by index; closing cancels whatever still runs."""
+    """The answers of one request, index by index; closing cancels whatever still runs. Its jobs differ in nothing but prompt, seed and who asked
+    about the prompt.
+    """
 
     def __init__(self, engine: EngineClient, jobs: Sequence[dict[str, Any]]) -> None:
-        self.streams: list[Stream] = []
-        leaders: dict[str, int] = {}
+        self.count = len(jobs)
+        self._told: list[_Told] = []
+        leaders: dict[str, _Told] = {}
         try:
-            for job in jobs:
+            for index, job in enumerate(jobs):
                 # Answers to one prompt: the first evaluates it for all.
                 key = f"{id(job.get('media'))} {job['prompt']!r}"
                 leader = leaders.get(key)
-                self.streams.append(engine.submit("new", job if leader is None else {**job, "leader": leader}))
-                leaders.setdefault(key, self.streams[-1].id)
+                if leader is not None and _leaves_nothing_to_chance(job["sampling"]):
+                    # Evaluated beside each other they might part, where two tokens are nearly as good: sums of another order.
+                    leader.indexes.append(index)
+                    continue
+                self._told.append(_Told(engine.submit("new", job if leader is None else {**job, "leader": leader.stream.id}), [index]))
+                leaders.setdefault(key, self._told[-1])
         except BaseException:
             self.close()
             raise
+
+    @property
+    def streams(self) -> list[Stream]:
+        return [told.stream for told in self._told]
 
     def close(self) -> None:
         for stream in self.streams:
             stream.close()
 
     async def collect(self) -> list[Finished]:
-        tasks = [asyncio.create_task(_collect(s)) for s in self.streams]
+        tasks = [asyncio.create_task(_collect(told.stream)) for told in self._told]
         try:
-            return list(await asyncio.gather(*tasks))
+            finished = dict[int, Finished]()
+            for told, answer in zip(self._told, await asyncio.gather(*tasks), strict=True):
+                finished.update(dict.fromkeys(told.indexes, answer))
+            return [finished[index] for index in range(self.count)]
         finally:
             # When one failed, the others would wait for events that never come.
             for task in tasks:
@@ -75,22 +104,22 @@ class Generation:
 
     async def events(self) -> AsyncIterator[list[tuple[int, Message]]]:
         """Events of all answers as they come, each with its index; EngineError when one fails."""
-        if len(self.streams) == 1:
-            async for batch in self.streams[0].batches():
-                yield [(0, event) for event in batch]
+        if len(self._told) == 1:
+            async for batch in self._told[0].stream.batches():
+                yield self._told[0].to_each(batch)
             return
         merged: asyncio.Queue[list[tuple[int, Message]] | BaseException | None] = asyncio.Queue()
 
-        async def pump(index: int, stream: Stream) -> None:
+        async def pump(told: _Told) -> None:
             try:
-                async for batch in stream.batches():
-                    merged.put_nowait([(index, event) for event in batch])
+                async for batch in told.stream.batches():
+                    merged.put_nowait(told.to_each(batch))
             except Exception as error:
                 merged.put_nowait(error)
             else:
                 merged.put_nowait(None)
 
-        pumps = [asyncio.create_task(pump(i, s)) for i, s in enumerate(self.streams)]
+        pumps = [asyncio.create_task(pump(told)) for told in self._told]
         try:
             left = len(pumps)
             while left:
@@ -105,6 +134,14 @@ class Generation:
             for task in pumps:
                 task.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
+
+
+_CHANCES = ("samplers", "mirostat", "dynatemp_range", "xtc_probability", "adaptive_target")
+"""With one of these a temperature of 0 need not mean the likeliest token."""
+
+
+def _leaves_nothing_to_chance(sampling: Mapping[str, Any]) -> bool:
+    return sampling.get("temperature") == 0 and not any(sampling.get(name) for name in _CHANCES)
 
 
 async def _collect(stream: Stream) -> Finished:

@@ -178,7 +178,7 @@ async def _collect(generation: Generation, answers: list[Answer]) -> None:
 
 
 async def _blocks(generation: Generation, begun: Begun, asked: Asked, usage: Usage, count: int) -> AsyncIterator[bytes]:
-    answers = [Answer(asked, index) for index in range(len(generation.streams))]
+    answers = [Answer(asked, index) for index in range(generation.count)]
 
     def render(index: int, event: Message) -> bytes:
         answer = answers[index]
