@@ -38,8 +38,9 @@ def up(state: Path) -> None:
         node.start_containerd()
     authority = control_plane.certificates(state / "pki", [node.name for node in nodes])
     control_plane.start(state, authority)
+    archives = images.own_archives()  # the first time they are written
     with ThreadPoolExecutor(NODES) as pool:
-        list(pool.map(lambda node: _fill(node, images.own_archives()), nodes))
+        list(pool.map(lambda node: _fill(node, archives), nodes))
     control_plane.wait_ready(state, authority)
     control_plane.start_controllers(state, authority)
     for node in nodes:
