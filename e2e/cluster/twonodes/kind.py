@@ -21,10 +21,14 @@ def docker_answers() -> bool:
         return False
 
 
+def prepare() -> None:
+    tools.build(tools.KIND, tools.KUBERNETES, tools.POD, tools.GATEWAY_API, tools.HELM, tools.TRAEFIK)
+
+
 def up(state: Path) -> dict[str, str]:
     if not docker_answers():
         raise ClusterError("kind needs a Docker engine, and none answers: start Docker, or set CORRAL_E2E_CLUSTER=nodes")
-    tools.build(tools.KIND, tools.KUBERNETES, tools.POD, tools.GATEWAY_API, tools.HELM, tools.TRAEFIK)
+    prepare()
     volumes, kubeconfig = state / "volumes", state / "kubeconfig"
     volumes.mkdir()
     node = {"extraMounts": [{"hostPath": str(volumes), "containerPath": str(volumes)}]}

@@ -1,4 +1,4 @@
-"""`up`, `down` and `load-image`: which cluster it is, and what is told about it in `<state>/env`."""
+"""`prepare`, `up`, `down` and `load-image`: which cluster it is, and what is told about it in `<state>/env`."""
 
 import json
 import os
@@ -15,6 +15,17 @@ from twonodes import addons, cluster, kind, tools
 from twonodes.state import REPOSITORY, ClusterError, cache, locked, say, state
 
 MODES = ("given", "kind", "nodes")
+
+
+def prepare() -> int:
+    """Only what takes minutes, once: the programs of the cluster that `up` would bring up."""
+    with locked():
+        {"given": _nothing, "kind": kind.prepare, "nodes": cluster.prepare}[_choose()]()
+    return 0
+
+
+def _nothing() -> None:
+    """Somebody else's cluster has its programs."""
 
 
 def up() -> int:
@@ -177,7 +188,7 @@ def run(command: str) -> None:
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGHUP, interrupt)
     try:
-        sys.exit(load_image(sys.argv[1:]) if command == "load-image" else {"up": up, "down": down}[command]())
+        sys.exit(load_image(sys.argv[1:]) if command == "load-image" else {"prepare": prepare, "up": up, "down": down}[command]())
     except ClusterError as error:
         say(str(error))
         sys.exit(1)

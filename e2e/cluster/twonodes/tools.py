@@ -185,8 +185,9 @@ def install_debian_packages() -> None:
         raise ClusterError(f"missing programs; install what Debian calls {' '.join(packages)}")
     say(f"installing {' '.join(packages)}")
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    install = ["apt-get", "install", "-q", "-y", "--no-install-recommends", *packages]
+    apt = ["flock", str(cache() / "apt.lock"), "apt-get"]  # the images may be built at the same time
+    install = [*apt, "install", "-q", "-y", "--no-install-recommends", *packages]
     if subprocess.run(install, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode:
-        subprocess.run(["apt-get", "update", "-q"], env=environment, stdout=subprocess.DEVNULL, check=False)
+        subprocess.run([*apt, "update", "-q"], env=environment, stdout=subprocess.DEVNULL, check=False)
         if subprocess.run(install, env=environment, stdout=subprocess.DEVNULL, check=False).returncode:
             raise ClusterError(f"apt-get could not install {' '.join(packages)}")
