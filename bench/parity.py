@@ -1,9 +1,10 @@
 """Greedy answers beside llama-server's, token by token: alone and eight at a time.
 
-    python bench/parity.py --model FILE.gguf --llama-server PATH [--prompts 200] [--tokens 24] [--json FILE]
+    python bench/parity.py --model FILE.gguf --llama-server PATH [--prompts 200] [--tokens 24] [--no-checkpoints] [--json FILE]
 
 llama.cpp does not compute a row the same way in every batch (its attention has one kernel for 64 rows and more, another for fewer), so answers may
-part where the two best tokens are nearly as good. Each such place is printed with the distance between the two, in nats.
+part where the two best tokens are nearly as good. Each such place is printed with the distance between the two, in nats. llama-server evaluates the
+last four tokens of each prompt of a model with sliding windows apart, for a checkpoint; with `--no-checkpoints` it does not.
 """
 
 import argparse
@@ -82,13 +83,15 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-checkpoints", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     prompts = [a.format(p) for a in ASKED for p in PLACES][: options.prompts]
     with contextlib.ExitStack() as stack:
         shape: tuple[Any, ...] = (options.model, options.threads, 8, 8192)
         ours = stack.enter_context(corral(*shape))
-        theirs = stack.enter_context(llama_server(options.llama_server, *shape))
+        more = ("--ctx-checkpoints", "0") if options.no_checkpoints else ()
+        theirs = stack.enter_context(llama_server(options.llama_server, *shape, *more))
         found = {(t.name, n): asyncio.run(answers(t, prompts, options.tokens, n)) for t in (ours, theirs) for n in (1, 8)}
     report = [
         compare("both alone", prompts, found["corral", 1], found["llama-server", 1]),

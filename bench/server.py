@@ -62,13 +62,13 @@ def corral(model: Path, threads: int, slots: int, cells: int) -> Iterator[Target
 
 
 @contextlib.contextmanager
-def llama_server(binary: str, model: Path, threads: int, slots: int, cells: int) -> Iterator[Target]:
+def llama_server(binary: str, model: Path, threads: int, slots: int, cells: int, *more: str) -> Iterator[Target]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     command = [binary, "-m", str(model), "-t", str(threads), "-tb", str(threads), "-np", str(slots), "-c", str(cells), "-kvu"]
-    process = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port), *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
         while not healthy(url):
