@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from e2e.support import bringup, gpus, install
 from e2e.support.kubectl import Kubectl, conditions
-from e2e.support.ledger import Witness, quantity
+from e2e.support.ledger import SERVERS, Witness, quantity
+from e2e.support.pod_watch import PodWatch
 from e2e.support.world import MODELS, SYSTEM, World, namespace
 from tests.support import gguf_files
 from tests.support.large_files import write_large_model
@@ -52,10 +53,11 @@ def whole_world(cluster: dict[str, str], kubectl: Kubectl) -> Iterator[World]:
 @pytest.fixture(scope="session")
 def witness(whole_world: World) -> Iterator[Witness]:
     limit = quantity(CAPACITY) - quantity(MARGIN)
-    found = Witness(whole_world.kubectl, dict.fromkeys(whole_world.nodes, limit))
-    found.start()
+    found = Witness(dict.fromkeys(whole_world.nodes, limit))
+    watch = PodWatch(whole_world.kubectl, SERVERS, found)
+    watch.start()
     yield found
-    found.stop()
+    watch.stop()
     found.assert_clean()
 
 
@@ -148,8 +150,9 @@ def gpu_fleet(whole_world: World, local_cluster: None, cluster: dict[str, str]) 
 
 @pytest.fixture(scope="module")
 def gpu_witness(gpu_fleet: World) -> Iterator[gpus.Witness]:
-    found = gpus.Witness(gpu_fleet.kubectl)
-    found.start()
+    found = gpus.Witness()
+    watch = PodWatch(gpu_fleet.kubectl, gpus.SERVERS_OF_THE_POOL, found)
+    watch.start()
     yield found
-    found.stop()
+    watch.stop()
     found.assert_clean()

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import json
 import subprocess
-import threading
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from e2e.support.kubectl import Kubectl, until
-from e2e.support.ledger import _documents
+from e2e.support.kubectl import until
+from e2e.support.ledger import SERVERS
 from e2e.support.world import HUB_URL, World, deployment
 
 GPUS = Path(__file__).resolve().parents[1] / "cluster" / "gpus"
 CLASS = "gpu.corral.test"
 LABEL = "corral.test/gpus"
 POOL = "gpus"
+SERVERS_OF_THE_POOL = f"{SERVERS},corral.dev/pool={POOL}"
 GI, MI = 1 << 30, 1 << 20
 CAPACITY, MARGIN = 8 * GI, GI // 2
 TEAMS = TEAM_A, TEAM_B, STRANGERS = "team-a", "team-b", "strangers"
@@ -81,39 +81,16 @@ class PodSeen:
 class Witness:
     """Every server pod of the GPU pool that ran, with the environment that its process really had, and every moment's commitments."""
 
-    kubectl: Kubectl
     variables: tuple[str, ...] = ("FAKE_GPU_0", "FAKE_GPU_1", "NVIDIA_VISIBLE_DEVICES")
     seen: dict[str, PodSeen] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
     _commits: dict[str, dict[tuple[str, str], int]] = field(default_factory=dict)
-    _process: subprocess.Popen[str] | None = None
-    _thread: threading.Thread | None = None
-    _stopped: bool = False
 
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._thread.start()
+    def begin(self) -> None:
+        self._commits.clear()
 
-    def stop(self) -> None:
-        self._stopped = True
-        if self._process:
-            self._process.kill()
-        if self._thread:
-            self._thread.join(10)
-
-    def _follow(self) -> None:
-        while not self._stopped:
-            args = ("get", "pods", "-A", "-l", f"app.kubernetes.io/component=server,corral.dev/pool={POOL}")
-            command = self.kubectl.command(*args, "--watch", "--output-watch-events", "-o", "json")
-            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-            for event in _documents(self._process):
-                self._take(event["type"], event["object"])
-            self._process.wait()
-            if self._process.stdout:
-                self._process.stdout.close()
-            time.sleep(0.1)
-
-    def _take(self, kind: str, pod: dict[str, Any]) -> None:
+    def take(self, event: dict[str, Any]) -> None:
+        kind, pod = event["type"], event["object"]
         metadata = pod["metadata"]
         uid, annotations = metadata["uid"], metadata.get("annotations") or {}
         if kind == "DELETED":

@@ -6,16 +6,11 @@ memory) and keeps what it saw for the tests. It must never change anything in th
 
 from __future__ import annotations
 
-import json
-import subprocess
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from e2e.support.kubectl import Kubectl
-
+SERVERS = "app.kubernetes.io/component=server"
 UNITS = {"": 1, "m": 0.001, "k": 1000, "M": 1000**2, "G": 1000**3, "Ki": 1024, "Mi": 1024**2, "Gi": 1024**3, "Ti": 1024**4}
 
 
@@ -28,38 +23,17 @@ def quantity(value: str | float) -> int:
 
 @dataclass
 class Witness:
-    kubectl: Kubectl
     limit_by_node: dict[str, int]  # capacity less margin, bytes
     pods: dict[str, dict[str, Any]] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
     highest: dict[str, int] = field(default_factory=dict)
     events: int = 0
     history: list[tuple[float, str, str, int]] = field(default_factory=list)  # time, pod, node, allocated bytes
-    _process: subprocess.Popen[str] | None = None
-    _thread: threading.Thread | None = None
-    _stopped: bool = False
 
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._thread.start()
+    def begin(self) -> None:
+        self.pods.clear()
 
-    def stop(self) -> None:
-        self._stopped = True
-        if self._process:
-            self._process.kill()
-        if self._thread:
-            self._thread.join(10)
-
-    def _follow(self) -> None:
-        while not self._stopped:
-            args = ("get", "pods", "-A", "-l", "app.kubernetes.io/component=server", "--watch", "--output-watch-events", "-o", "json")
-            with subprocess.Popen(self.kubectl.command(*args), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as self._process:
-                self.pods.clear()  # what went while nobody looked must not count; a new watch begins with all that is there
-                for event in _documents(self._process):
-                    self._take(event)
-            time.sleep(0.2)
-
-    def _take(self, event: dict[str, Any]) -> None:
+    def take(self, event: dict[str, Any]) -> None:
         pod = event["object"]
         uid = pod["metadata"]["uid"]
         self.events += 1
@@ -103,15 +77,3 @@ def allocated(pod: dict[str, Any]) -> int:
         asked = (container.get("resources", {}).get("requests") or {}).get("memory", "0")
         total += quantity(granted if granted is not None else asked)
     return total
-
-
-def _documents(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
-    """The JSON documents that kubectl prints one after another, on one line each or over many."""
-    decoder, text = json.JSONDecoder(), ""
-    assert process.stdout is not None
-    for line in process.stdout:
-        text += line
-        if line.startswith(("{", "}")) and line.rstrip().endswith("}"):
-            document, end = decoder.raw_decode(text.lstrip())
-            text = text.lstrip()[end:]
-            yield document
