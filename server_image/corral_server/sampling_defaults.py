@@ -35,6 +35,10 @@ _IN_FILES = {
     "mirostat_tau": "mirostat_tau", "mirostat_eta": "mirostat_eta",
 }  # fmt: skip
 """`general.sampling.*` of a GGUF file."""
+SAMPLERS = ("dry", "top_k", "top_p", "top_n_sigma", "typ_p", "min_p", "temperature", "xtc", "penalties", "infill", "adaptive_p")
+"""What an order of samplers is made of, by llama.cpp's names."""
+_OTHER_NAMES = {"nucleus": "top_p", "temp": "temperature", "typ": "typ_p", "typical_p": "typ_p", "typical": "typ_p"}
+_PLAIN = {name.replace("_", ""): name for name in SAMPLERS}
 
 
 def of_spec(raw: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -66,7 +70,15 @@ def of_file(metadata: Mapping[str, str]) -> dict[str, Any]:
         number = _decimal(metadata.get(f"general.sampling.{key}"))
         if number is not None and low <= number <= high:
             found[name] = int(number) if name in WHOLES else number
+    sequence = (sampler(part.strip()) for part in str(metadata.get("general.sampling.sequence", "")).split(";"))
+    if order := [name for name in dict.fromkeys(sequence) if name in SAMPLERS]:
+        found["samplers"] = order
     return found
+
+
+def sampler(written: str) -> str:
+    """llama.cpp's name for a sampler, in whichever of its ways it is written; what is none stays as it is."""
+    return _OTHER_NAMES.get(written) or _PLAIN.get(written.lower().replace("_", "").replace("-", ""), written)
 
 
 def _decimal(value: object) -> float | None:

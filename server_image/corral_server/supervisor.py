@@ -237,7 +237,7 @@ class Supervisor:
                 await self.changed(self.life.version)
             return None
         self.life.sleep_started()
-        await self._end_engine()
+        await self._end_engine(keep=True)
         await self.rendering.stop()
         self.life.asleep(self._residue())
         self.notify()
@@ -368,11 +368,12 @@ class Supervisor:
         await asyncio.sleep(0.2 * 4 ** (len(self._crashes) - 1))
         await self._load(order)
 
-    async def _end_engine(self) -> None:
+    async def _end_engine(self, *, keep: bool = False) -> None:
+        """`keep`: what was answered last is kept for the next load."""
         engine, self.engine = self.engine, None
         if engine is None:
             return
-        engine.child.channel.send({"t": "stop"})
+        engine.child.channel.send({"t": "stop", "keep": keep})
         try:
             await asyncio.wait_for(asyncio.shield(engine.child.exited), _STOP_TIMEOUT)
         except TimeoutError:

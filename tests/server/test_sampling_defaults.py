@@ -30,9 +30,10 @@ def test_what_no_request_could_have_is_refused_by_name(values: dict):
 
 
 def test_a_file_recommends_and_is_not_believed_blindly():
-    said = {"temp": "0.6", "top_k": "20", "top_p": "0.95", "penalty_repeat": "nan", "min_p": "7", "mirostat": "2"}
+    said = {"temp": "0.6", "top_k": "20", "top_p": "0.95", "penalty_repeat": "nan", "min_p": "7", "mirostat": "2",
+            "sequence": "penalties;Top-K;temp;nonsense;top_k"}  # fmt: skip
     assert of_file({f"general.sampling.{key}": value for key, value in said.items()}) == {
-        "temperature": 0.6, "top_k": 20, "top_p": 0.95, "mirostat": 2,
+        "temperature": 0.6, "top_k": 20, "top_p": 0.95, "mirostat": 2, "samplers": ["penalties", "top_k", "temperature"],
     }  # fmt: skip
 
 

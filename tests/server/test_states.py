@@ -1,5 +1,8 @@
 """The prompt cache over a sleep, and rewinds: what is taken from a cache has to mean the same as a fresh evaluation."""
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,6 +81,29 @@ def test_a_rewind_means_the_same_as_a_fresh_evaluation(server: Server, back: int
     if server.status()["model"]["architecture"] in RECURRENT:
         # From the checkpoint before the prompt's end, the one at 512 tokens, from the start.
         assert timings["cache_n"] == {1: 1146, 600: 512, 1000: 0}[back]
+
+
+def test_what_was_answered_last_is_kept_though_the_sleep_comes_at_once(server: Server):
+    """An eviction waits for nothing but the end of the last answer: its order is there before the engine could turn to keeping anything."""
+    tokens = tokens_of(server, "The very last that was said before the model had to go: " + "".join(WORDS[:120]))[:300]
+    asked = {"prompt": tokens, "max_tokens": 600, "ignore_eos": True, "stream": True}
+    engine = server.engine_pid()
+    with server.http.stream("POST", "/v1/completions", json=asked) as answer:
+        next(answer.iter_lines())
+        os.kill(engine, signal.SIGSTOP)
+    try:
+        while server.status()["inFlight"]:
+            pass
+        assert server.drain(ifIdle=True).status_code == 200
+        sleeping = threading.Thread(target=server.sleep)
+        sleeping.start()
+        time.sleep(0.3)  # its order waits in the stopped engine's socket; were it not there yet, the engine would have an easier time
+    finally:
+        os.kill(engine, signal.SIGCONT)
+    sleeping.join()
+    server.load()
+    _, timings = ask(server, tokens)
+    assert timings["cache_n"] >= 296  # a recurrent state goes back to its last checkpoint, four tokens before the end
 
 
 def test_a_conversation_goes_on_after_a_sleep_with_its_new_tokens_only(server: Server):

@@ -39,7 +39,11 @@ _SPACING = 512
 
 
 class StopLoop(Exception):  # noqa: N818  it is how the loop ends, not an error
-    """The supervisor asked the engine to end."""
+    """The supervisor asked the engine to end. `keep`: what was answered last is to outlive it."""
+
+    def __init__(self, *, keep: bool) -> None:
+        super().__init__(keep)
+        self.keep = keep
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,10 @@ class Loop:
                 self._flush()
                 if not busy and self._sequences.unsaved:
                     self._sequences.save_one()
-        except StopLoop:
-            return
+        except StopLoop as stop:
+            # An answer's end may be told, and the stop be here, before its sequence could be kept.
+            while stop.keep and self._sequences.unsaved:
+                self._sequences.save_one()
 
     def _handle(self, message: Message) -> None:
         kind = message["t"]
@@ -128,7 +134,7 @@ class Loop:
         elif kind == "erase":
             self._erase(message)
         elif kind == "stop":
-            raise StopLoop
+            raise StopLoop(keep=message["keep"])
 
     def _job(self, message: Message) -> Job:
         return make_job(

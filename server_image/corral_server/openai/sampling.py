@@ -5,12 +5,10 @@ from typing import Any
 
 from corral_server.openai import fields
 from corral_server.openai.errors import invalid
-from corral_server.sampling_defaults import DECIMALS, WHOLES
+from corral_server.sampling_defaults import DECIMALS, SAMPLERS, WHOLES, sampler
 
 _MAX_SEED = 2**63 - 1
 _MOST_BREAKERS, _LONGEST_BREAKER = 32, 40
-_ORDER = ("dry", "top_k", "top_p", "top_n_sigma", "typ_p", "min_p", "temperature", "xtc", "penalties", "infill", "adaptive_p")
-_OTHER_NAMES: dict[str, str] = {"nucleus": "top_p", "temp": "temperature", "typ": "typ_p", "typical_p": "typ_p", "typical": "typ_p"}
 _LETTERS = {
     "d": "dry", "k": "top_k", "y": "typ_p", "p": "top_p", "s": "top_n_sigma", "m": "min_p", "t": "temperature", "x": "xtc", "e": "penalties",
     "i": "infill", "a": "adaptive_p",
@@ -70,10 +68,9 @@ def _samplers(body: Mapping[str, Any]) -> list[str] | None:
     if isinstance(raw, str):
         names = [_LETTERS.get(letter, letter) for letter in raw]
     elif isinstance(raw, list) and all(isinstance(n, str) for n in raw):
-        plain = {n.replace("_", ""): n for n in _ORDER}
-        names = [_OTHER_NAMES.get(n, "") or str(plain.get(n.lower().replace("_", "").replace("-", ""), n)) for n in raw]
-    if not names or not set(names) <= set(_ORDER) or len(names) > len(set(names)):
-        raise invalid("samplers", f"samplers is {fields.shown(raw)}; it has to be a list of some of {', '.join(_ORDER)}, each once")
+        names = [sampler(name) for name in raw]
+    if not names or not set(names) <= set(SAMPLERS) or len(names) > len(set(names)):
+        raise invalid("samplers", f"samplers is {fields.shown(raw)}; it has to be a list of some of {', '.join(SAMPLERS)}, each once")
     return names
 
 
