@@ -95,6 +95,10 @@ def test_greedy_answers_to_one_prompt_are_the_same_to_the_last_token(smol: Serve
     assert one["text"] == other["text"]
     assert one["logprobs"]["tokens"] == other["logprobs"]["tokens"]
     assert "".join(one["logprobs"]["tokens"]) == one["text"]
+    only_scores = {"prompt": "The sea is", "max_tokens": 0, "temperature": 0, "n": 2, "echo": True, "logprobs": 1, "stream": True}
+    chunks = [c["choices"][0] for c in events(smol.http.post("/v1/completions", json=only_scores).text)]
+    assert sorted(c["index"] for c in chunks if c["finish_reason"]) == [0, 1]
+    assert {c["index"]: c["text"] for c in chunks if c["text"]} == {0: "The sea is", 1: "The sea is"}
     native = smol.http.post("/completion", json={"prompt": "The sea is", "n_predict": 5, "temperature": 0, "n_cmpl": 2}).json()
     assert [answer["index"] for answer in native] == [0, 1]
     assert native[0]["content"] == native[1]["content"]

@@ -52,8 +52,12 @@ class _Told:
         first, *others = self.indexes
         if not others:
             return [(first, event) for event in batch]
-        # What was asked about the prompt is the first one's.
-        return [(index, event) for event in batch for index in self.indexes if index == first or "pl" not in event]
+        told = []
+        for event in batch:
+            # What was asked about the prompt is the first one's.
+            rest = {k: v for k, v in event.items() if k != "pl"} if "pl" in event else event
+            told += [(first, event), *((index, rest) for index in others)]
+        return told
 
 
 class Generation:
