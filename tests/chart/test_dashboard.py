@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def targets() -> Iterator[str]:
             yield variable["definition"]
 
 
+@cache
 def known() -> set[str]:
     """The names that operator, gateway and server give their metrics, as their sources have them."""
     sources = [*(ROOT / "operator" / "corral").rglob("*.py"), ROOT / "server_image" / "corral_server" / "metrics.py"]

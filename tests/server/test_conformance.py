@@ -67,15 +67,21 @@ def test_answers_keep_to_schemas_with_several_types_and_to_themselves(smol: Serv
 
 
 def test_answers_side_by_side_begin_at_the_same_figures(smol: Server):
-    ask = {"messages": ASK, "n": 2, "max_tokens": 1, "temperature": 1, "logprobs": True, "top_logprobs": 5}
+    ask = {"messages": ASK, "n": 2, "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 5}
     for cached in (True, False):
         body = smol.http.post("/v1/chat/completions", json={**ask, "cache_prompt": cached}).json()
+        one, other = (choice["logprobs"]["content"] for choice in body["choices"])
+        assert one == other
+        # Greedy ones are one answer; these are two, whose tokens may differ.
+        body = smol.http.post("/v1/chat/completions", json={**ask, "cache_prompt": cached, "temperature": 1}).json()
         one, other = (choice["logprobs"]["content"][0]["top_logprobs"] for choice in body["choices"])
         assert one == other
     # More answers than there are sequences: some begin when the others have ended.
-    many = smol.http.post("/v1/chat/completions", json={**ask, "n": 9, "max_tokens": 4, "ignore_eos": True}).json()
-    assert [choice["index"] for choice in many["choices"]] == list(range(9))
-    assert all(len(choice["logprobs"]["content"]) == 4 for choice in many["choices"])
+    for temperature in (0, 1):
+        asked = {**ask, "n": 9, "max_tokens": 4, "temperature": temperature, "ignore_eos": temperature > 0}
+        many = smol.http.post("/v1/chat/completions", json=asked).json()
+        assert [choice["index"] for choice in many["choices"]] == list(range(9))
+        assert all(len(choice["logprobs"]["content"]) == 4 for choice in many["choices"])
 
 
 def test_greedy_answers_to_one_prompt_are_the_same_to_the_last_token(smol: Server):

@@ -22,13 +22,13 @@ def docker_answers() -> bool:
 
 
 def prepare() -> None:
+    """What a fresh machine lacks; the reason when it cannot be had."""
+    if not docker_answers():
+        raise ClusterError("kind needs a Docker engine, and none answers: start Docker, or set CORRAL_E2E_CLUSTER=nodes")
     tools.build(tools.KIND, tools.KUBERNETES, tools.POD, tools.GATEWAY_API, tools.HELM, tools.TRAEFIK)
 
 
 def up(state: Path) -> dict[str, str]:
-    if not docker_answers():
-        raise ClusterError("kind needs a Docker engine, and none answers: start Docker, or set CORRAL_E2E_CLUSTER=nodes")
-    prepare()
     volumes, kubeconfig = state / "volumes", state / "kubeconfig"
     volumes.mkdir()
     node = {"extraMounts": [{"hostPath": str(volumes), "containerPath": str(volumes)}]}

@@ -20,12 +20,8 @@ MODES = ("given", "kind", "nodes")
 def prepare() -> int:
     """Only what takes minutes, once: the programs of the cluster that `up` would bring up."""
     with locked():
-        {"given": _nothing, "kind": kind.prepare, "nodes": cluster.prepare}[_choose()]()
+        _prepare(_choose())
     return 0
-
-
-def _nothing() -> None:
-    """Somebody else's cluster has its programs."""
 
 
 def up() -> int:
@@ -39,10 +35,8 @@ def up() -> int:
             if folder.exists():
                 say("taking away what a former run left")
                 _down(folder)
+            _prepare(mode)
             started = time.monotonic()
-            if mode == "nodes":
-                cluster.prepare()
-                started = time.monotonic()
             folder.mkdir(mode=0o711, parents=True)
             (folder / "mode").write_text(mode)
             try:
@@ -100,6 +94,13 @@ def _choose() -> str:
     if os.environ.get("KUBECONFIG_E2E"):
         return "given"
     return "kind" if kind.docker_answers() else "nodes"
+
+
+def _prepare(mode: str) -> None:
+    if mode == "kind":
+        kind.prepare()
+    elif mode == "nodes":
+        cluster.prepare()
 
 
 def _mode(folder: Path) -> str:

@@ -1,7 +1,7 @@
 """Running one or more answers in the engine for a request, whatever shape they are then given."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from starlette.requests import Request
 from corral_server.channel import Message
 from corral_server.engine_client import EngineClient, Stream
 from corral_server.openai.answers import quiet_seconds, unless_gone
+from corral_server.openai.sampling import leaves_nothing_to_chance
 
 
 @dataclass
@@ -74,7 +75,7 @@ class Generation:
                 # Answers to one prompt: the first evaluates it for all.
                 key = f"{id(job.get('media'))} {job['prompt']!r}"
                 leader = leaders.get(key)
-                if leader is not None and _leaves_nothing_to_chance(job["sampling"]):
+                if leader is not None and leaves_nothing_to_chance(job["sampling"]):
                     # Evaluated beside each other they might part, where two tokens are nearly as good: sums of another order.
                     leader.indexes.append(index)
                     continue
@@ -138,14 +139,6 @@ class Generation:
             for task in pumps:
                 task.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
-
-
-_CHANCES = ("samplers", "mirostat", "dynatemp_range", "xtc_probability", "adaptive_target")
-"""With one of these a temperature of 0 need not mean the likeliest token."""
-
-
-def _leaves_nothing_to_chance(sampling: Mapping[str, Any]) -> bool:
-    return sampling.get("temperature") == 0 and not any(sampling.get(name) for name in _CHANCES)
 
 
 async def _collect(stream: Stream) -> Finished:

@@ -15,6 +15,8 @@ _LETTERS = {
 }  # fmt: skip
 
 
+_CHANCES = ("samplers", "mirostat", "dynatemp_range", "xtc_probability", "adaptive_target")
+"""With one of these a temperature of 0 need not mean the likeliest token."""
 OPENAI_HOTTEST = 2.0
 """The highest temperature of OpenAI's endpoints; llama.cpp's own know no bound."""
 
@@ -44,6 +46,11 @@ def sampling_of(
     if merged.get("logit_bias"):
         values["logit_bias"] = _logit_bias(merged["logit_bias"], vocabulary, texts=texts)
     return {k: v for k, v in values.items() if v is not None}
+
+
+def leaves_nothing_to_chance(sampling: Mapping[str, Any]) -> bool:
+    """Whether every token of the answer is the likeliest, by what `sampling_of` gave."""
+    return sampling.get("temperature") == 0 and not any(sampling.get(name) for name in _CHANCES)
 
 
 def _breakers(body: Mapping[str, Any]) -> list[str] | None:
