@@ -48,7 +48,7 @@ from corral.kube.membership import Pools
 from corral.kube.nodes import NodeBook
 from corral.kube.objects import gates_of, read
 from corral.kube.pods import ServerPods, record, trim
-from corral.kube.ports import COMMIT, Conflict, Gone, Refused
+from corral.kube.ports import COMMIT, Conflict, Gone, Refused, Unavailable
 from corral.kube.reports import KubeReports
 from corral.kube.statuses import KubeStatuses
 from corral.kube.workloads import KubeWorkloads
@@ -76,7 +76,8 @@ async def client(kubeconfig):
 async def _is_served(client, resource) -> bool:
     try:
         await client.list(resource.path())
-    except Gone:
+    except (Gone, Unavailable):
+        # A kind that was made a moment ago is not there yet, and then "storage is (re)initializing".
         return False
     return True
 

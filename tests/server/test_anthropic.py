@@ -90,7 +90,7 @@ def test_tokens_are_counted(client: anthropic.Anthropic):
         {"max_tokens": 0},
         {"extra_body": {"temperature": 9}},
         {"tool_choice": {"type": []}},
-        {"tools": [{"type": "bash_20250124", "name": "bash"}]},
+        {"tools": [{"type": "code_execution_20250825", "name": "code_execution"}]},
     ],
 )
 def test_errors_have_their_own_shape(client: anthropic.Anthropic, more: dict):

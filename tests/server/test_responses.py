@@ -94,7 +94,7 @@ def test_structured_output_and_counting(smol: Server):
     [
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"background": True}, "background"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0]"),
+        ({"tools": [{"type": "code_interpreter"}]}, "tools[0]"),
         ({"input": []}, "input"),
         ({"input": [{"type": "magic"}]}, "input[0]"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),

@@ -4,12 +4,15 @@ from typing import Any
 
 import orjson
 
+from corral_server.anthropic.tools import offered
 from corral_server.openai import fields
 from corral_server.openai.errors import ApiError, invalid
 from corral_server.openai.native_fields import NAMES
 from corral_server.openai.responses_request import ChatBody
 
 _KEPT = (*(name for name in NAMES if name not in ("return_progress", "timings_per_token", "stop")), "temperature", "top_p", "model")
+_RUN_ELSEWHERE = ("server_tool_use", "web_search_tool_result", "web_fetch_tool_result", "tool_search_tool_result")
+"""What Anthropic's own searches left in earlier turns; most of it is encrypted."""
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -26,11 +29,8 @@ def to_chat(body: dict[str, Any], *, counting: bool = False) -> ChatBody:
     found = [(message, "system") for message in _system(body.get("system"))]
     _messages(found, body.get("messages"))
     chat["messages"] = [message for message, _ in found]
-    tools = body.get("tools")
-    if tools is not None:
-        if not isinstance(tools, list):
-            raise invalid("tools", f"tools is {fields.shown(tools)}; it has to be a list")
-        chat["tools"] = [_tool(item, f"tools[{index}]") for index, item in enumerate(tools)]
+    if body.get("tools") is not None:
+        chat["tools"] = offered(body["tools"])
     choice = fields.mapping(body, "tool_choice")
     if choice:
         kind = choice.get("type")
@@ -71,18 +71,6 @@ def _output_format(chat: dict[str, Any], body: dict[str, Any]) -> None:
     if form.get("type") != "json_schema" or not isinstance(form.get("schema"), dict):
         raise invalid("output_config.format", f"output_config.format is {fields.shown(form)}; it has to be of type json_schema with a schema")
     chat["response_format"] = {"type": "json_schema", "json_schema": {"name": "output", "schema": form["schema"]}}
-
-
-def _tool(raw: Any, where: str) -> dict[str, Any]:
-    if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
-        raise invalid(where, f"{where} is {fields.shown(raw)}; it has to have a name and an input_schema")
-    if raw.get("type") not in (None, "custom"):
-        raise ApiError(400, "unsupported_tool", f"{where} is of type {fields.shown(raw['type'])}; only tools of your own are supported", where)
-    if not isinstance(raw.get("input_schema"), dict):
-        at = f"{where}.input_schema"
-        raise invalid(at, f"{at} is {fields.shown(raw.get('input_schema'))}; it has to be a JSON schema")
-    function = {"name": raw["name"], "description": raw.get("description"), "parameters": raw.get("input_schema")}
-    return {"type": "function", "function": {k: v for k, v in function.items() if v is not None}}
 
 
 def _system(raw: Any) -> list[dict[str, Any]]:
@@ -131,7 +119,7 @@ def _blocks(role: str, content: list[Any], where: str) -> list[dict[str, Any]]:
             )
         elif kind == "thinking":
             thoughts.append(fields.text(block, "thinking") or "")
-        elif kind == "redacted_thinking":
+        elif kind == "redacted_thinking" or kind in _RUN_ELSEWHERE:
             continue
         elif kind == "document" and role == "user":
             texts.append(_document(block, at))

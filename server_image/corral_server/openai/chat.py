@@ -67,6 +67,8 @@ async def count_tokens(service: Service, request: Request, body: dict[str, Any],
 
 
 def call_shape(call: Call) -> dict[str, Any]:
+    if call.custom:
+        return {"id": call.id, "type": "custom", "custom": {"name": call.name, "input": call.arguments}}
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
@@ -82,14 +84,16 @@ def _whole(head: Head, answers: list[Said], conversation: Conversation, usage: U
         }
         if said.thought:
             message["reasoning_content"] = said.thought
-        if said.calls:
+        if said.calls and conversation.toolbox.legacy:
+            message["function_call"] = {"name": said.calls[0].name, "arguments": said.calls[0].arguments}
+        elif said.calls:
             message["tool_calls"] = [call_shape(c) for c in said.calls]
         choices.append(
             {
                 "index": index,
                 "message": message,
                 "logprobs": chat_logprobs(said.finished.logprobs, top) if top is not None else None,
-                "finish_reason": said.reason,
+                "finish_reason": _reason(conversation, said.finished.reason, called=bool(said.calls)),
             }
         )
     shape = {
@@ -112,13 +116,16 @@ async def _chunks(
     last: dict[str, Any] = {}
     top, own = conversation.top, conversation.own
     told: list[list[Message]] = [[] for _ in range(generation.count)]
+    legacy = conversation.toolbox.legacy
+    delta = _legacy_delta if legacy else _delta
     readers = [conversation.reading() for _ in range(generation.count)]
 
-    def chunk(index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None, **more: Any) -> bytes:
-        return sse({**base, "choices": [{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}], **tail, **more})
+    def chunk(index: int, new: dict[str, Any], reason: str | None = None, logprobs: Any = None, **more: Any) -> bytes:
+        return sse({**base, "choices": [{"index": index, "delta": new, "logprobs": logprobs, "finish_reason": reason}], **tail, **more})
 
     def said(index: int, parts: list[Part], **more: Any) -> bytes:
-        return b"".join(chunk(index, _delta(part), **more) for part in parts)
+        # A legacy answer has room for one call.
+        return b"".join(chunk(index, delta(part), **more) for part in parts if not (part.call and legacy))
 
     def per_token(event: Message) -> dict[str, Any]:
         return {"timings": timings(event["u"])} if own.timings else {}
@@ -140,7 +147,7 @@ async def _chunks(
             if top is not None and "lp" in event:
                 logprobs = chat_logprobs([event["lp"]], top)
                 parts = reader.take(event) or [Part("text", "")]
-                out += chunk(index, _delta(parts[0]), logprobs=logprobs, **per_token(event)) + said(index, parts[1:])
+                out += chunk(index, delta(parts[0]), logprobs=logprobs, **per_token(event)) + said(index, parts[1:])
             elif text and own.timings:
                 out += said(index, reader.take(event), **per_token(event))
             elif text and reader.plain:
@@ -151,7 +158,7 @@ async def _chunks(
                 usage.add(event["u"], first=index == 0, reasoning=reader.thought_tokens)
                 last.update(event["u"])
                 out += said(index, reader.finish())
-                reason = "tool_calls" if reader.calls and event["f"] == "stop" else event["f"]
+                reason = _reason(conversation, event["f"], called=bool(reader.calls))
                 more: dict[str, Any] = {} if usage_chunk else {"timings": timings(event["u"])}
                 if own.verbose:
                     more["__verbose"] = verbose(conversation.jobs[index], index, head.model, told[index], stream=True)
@@ -173,9 +180,26 @@ async def _chunks(
         generation.close()
 
 
+def _reason(conversation: Conversation, reason: str, *, called: bool) -> str:
+    if not called or reason != "stop":
+        return reason
+    return "function_call" if conversation.toolbox.legacy else "tool_calls"
+
+
 def _delta(part: Part) -> dict[str, Any]:
     if part.kind == "call":
         return {"tool_calls": [{"index": part.call, "id": call_id(), "type": "function", "function": {"name": part.text, "arguments": ""}}]}
     if part.kind == "arguments":
         return {"tool_calls": [{"index": part.call, "function": {"arguments": part.text}}]}
+    if part.kind == "custom":
+        return {"tool_calls": [{"index": part.call, "id": call_id(), "type": "custom", "custom": {"name": part.text, "input": ""}}]}
+    if part.kind == "input":
+        return {"tool_calls": [{"index": part.call, "custom": {"input": part.text}}]}
     return {"reasoning_content" if part.kind == "thought" else "content": part.text}
+
+
+def _legacy_delta(part: Part) -> dict[str, Any]:
+    """For who asked with `functions`, before there were tools."""
+    if part.kind == "call":
+        return {"function_call": {"name": part.text, "arguments": ""}}
+    return {"function_call": {"arguments": part.text}} if part.kind == "arguments" else _delta(part)

@@ -4,7 +4,7 @@ The endpoints bring their bodies into the form of chat completions first; nothin
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from corral_server.dialects.grammars import calls_grammar
 from corral_server.dialects.reader import Part, Reader
 from corral_server.openai import fields
 from corral_server.openai.answers import unless_gone
+from corral_server.openai.custom_tools import FreeText
 from corral_server.openai.errors import ApiError, invalid
 from corral_server.openai.generation import Finished, Generation
 from corral_server.openai.known_fields import check_chat
@@ -34,7 +35,9 @@ def call_id() -> str:
 class Call:
     name: str
     arguments: str = ""
+    """Of a custom tool: its text."""
     id: str = field(default_factory=call_id)
+    custom: bool = False
 
 
 @dataclass
@@ -47,21 +50,22 @@ class Said:
     finished: Finished
     thought_tokens: int = 0
 
-    @property
-    def reason(self) -> str:
-        return "tool_calls" if self.calls and self.finished.reason == "stop" else self.finished.reason
-
 
 class Reading:
-    """One answer as it is read; counts the tokens of its thoughts, marks and all."""
+    """One answer as it is read; counts the tokens of its thoughts, marks and all.
 
-    def __init__(self, reader: Reader) -> None:
+    A call of a custom tool comes as the parts `custom` (its name) and `input` instead of `call` and `arguments`.
+    """
+
+    def __init__(self, reader: Reader, customs: Collection[str] = ()) -> None:
         self._reader = reader
+        self._customs = customs
+        self._custom: tuple[int, FreeText] | None = None
         self.thought_tokens = 0
 
     @property
     def plain(self) -> bool:
-        return self._reader.plain
+        return self._reader.plain and self._custom is None
 
     @property
     def calls(self) -> int:
@@ -72,7 +76,7 @@ class Reading:
         parts = self._reader.feed(text)
         if thinking or self._reader.in_thought:
             self.thought_tokens += tokens
-        return parts
+        return self._freed(parts) if self._customs else parts
 
     def take(self, event: Message) -> list[Part]:
         """What an engine's event adds."""
@@ -80,7 +84,28 @@ class Reading:
         return self.feed(text, event.get("n", 1)) if text else []
 
     def finish(self) -> list[Part]:
-        return self._reader.finish()
+        parts = self._reader.finish()
+        return self._freed(parts) + self._rest() if self._customs else parts
+
+    def _freed(self, parts: list[Part]) -> list[Part]:
+        found: list[Part] = []
+        for part in parts:
+            if self._custom is not None and part.kind == "arguments" and part.call == self._custom[0]:
+                text = self._custom[1].feed(part.text)
+                found += [Part("input", text, part.call)] if text else []
+                continue
+            found += self._rest()
+            if part.kind == "call" and part.text in self._customs:
+                self._custom = part.call, FreeText()
+                part = part._replace(kind="custom")  # noqa: PLW2901  the same call under its other name
+            found.append(part)
+        return found
+
+    def _rest(self) -> list[Part]:
+        """What is left of the call that has ended."""
+        ended, self._custom = self._custom, None
+        text = ended[1].finish() if ended is not None else ""
+        return [Part("input", text, ended[0])] if ended is not None and text else []
 
 
 @dataclass
@@ -98,16 +123,16 @@ class Conversation:
 
     def reading(self) -> Reading:
         reader = Reader(self.dialect, self.toolbox.allowed, thinking=self.thinking, open_thought=self.open_thought, harmony=self.harmony)
-        return Reading(reader)
+        return Reading(reader, self.toolbox.customs)
 
     def said(self, finished: Finished) -> Said:
         reading = self.reading()
         parts = [part for text, tokens in finished.pieces for part in reading.feed(text, tokens)] + reading.finish()
         calls: list[Call] = []
         for part in parts:
-            if part.kind == "call":
-                calls.append(Call(part.text))
-            elif part.kind == "arguments":
+            if part.kind in ("call", "custom"):
+                calls.append(Call(part.text, custom=part.kind == "custom"))
+            elif part.kind in ("arguments", "input"):
                 calls[part.call].arguments += part.text
         return Said(_of_kind(parts, "text"), _of_kind(parts, "thought"), calls, finished, reading.thought_tokens)
 
@@ -205,11 +230,10 @@ async def _constraint(service: Service, body: dict[str, Any], prompt: Prompt, th
     rules = await service.rules(toolbox.schemas(), "tools")
     roots = [f"s{i}-root" for i in range(len(toolbox.allowed))]
     parallel = dialect.parallel if toolbox.parallel is None else toolbox.parallel
-    one = len(toolbox.allowed) == 1 and isinstance(body.get("tool_choice"), dict)
     lazy = toolbox.choice == "auto" and dialect.shape is not Shape.GENERIC
     grammar = calls_grammar(
         dialect, toolbox.allowed, roots, rules,
-        parallel=parallel and not one, thinking=None if lazy else thinking, content=toolbox.choice == "auto",
+        parallel=parallel and not toolbox.named, thinking=None if lazy else thinking, content=toolbox.choice == "auto",
     )  # fmt: skip
     return {"grammar": grammar, "grammar_param": "tools", **({"triggers": [dialect.opening]} if lazy else {})}
 

@@ -8,10 +8,13 @@ import orjson
 
 from corral_server.openai import fields
 from corral_server.openai.attachments import attached_text
+from corral_server.openai.custom_tools import as_arguments
 from corral_server.openai.errors import invalid
 from corral_server.openai.media import AUDIO, IMAGES, OTHERS, MediaParts
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_SAME = {"developer": "system", "function": "tool"}
+"""Roles that templates know by another name."""
 _TEXTS = ("text", "input_text", "output_text")
 
 
@@ -30,7 +33,7 @@ def _message(raw: Any, where: str, media: MediaParts) -> dict[str, Any]:
     role = raw.get("role")
     if role not in ROLES:
         raise invalid(f"{where}.role", f"{where}.role is {fields.shown(role)}; it has to be one of {', '.join(ROLES)}")
-    message: dict[str, Any] = {"role": "system" if role == "developer" else role, "content": _content(raw.get("content"), f"{where}.content", media)}
+    message: dict[str, Any] = {"role": _SAME.get(role, role), "content": _content(raw.get("content"), f"{where}.content", media)}
     calls = raw.get("tool_calls")
     if calls is None and role == "assistant" and raw.get("function_call") is not None:
         calls = [{"function": raw["function_call"]}]
@@ -92,6 +95,9 @@ def _tool_calls(raw: Any, where: str) -> list[dict[str, Any]]:
     calls = []
     for index, item in enumerate(raw):
         function = item.get("function") if isinstance(item, dict) else None
+        custom = item.get("custom") if isinstance(item, dict) else None
+        if function is None and isinstance(custom, dict) and isinstance(custom.get("input"), str):
+            function = {**custom, "arguments": as_arguments(custom["input"])}
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise invalid(f"{where}[{index}]", f"{where}[{index}] is {fields.shown(item)}; it has to name a function")
         arguments = function.get("arguments")

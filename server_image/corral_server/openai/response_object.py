@@ -1,6 +1,7 @@
 """The response object of the responses API: every field that its specifications require, with what was really used. Pure but for the clock."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from corral_server.openai import fields
@@ -10,7 +11,7 @@ _DEFAULTS = {"temperature": 0.8, "top_p": 0.95, "presence_penalty": 0.0, "freque
 """The engine's own, where neither the request nor the model's settings say otherwise."""
 
 
-def begun(head: Head, body: dict[str, Any], sampling: dict[str, Any], *, parallel: bool) -> dict[str, Any]:
+def begun(head: Head, body: dict[str, Any], sampling: dict[str, Any], tools: Sequence[dict[str, Any]], *, parallel: bool) -> dict[str, Any]:
     """The object as a stream's first events show it."""
     reasoning = fields.mapping(body, "reasoning")
     return {
@@ -20,7 +21,7 @@ def begun(head: Head, body: dict[str, Any], sampling: dict[str, Any], *, paralle
         "previous_response_id": body.get("previous_response_id"), "prompt_cache_key": body.get("prompt_cache_key"),
         "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
         "safety_identifier": body.get("safety_identifier"), "service_tier": "default", "store": bool(body.get("store")),
-        "text": _text(body), "tool_choice": body.get("tool_choice") or "auto", "tools": [_tool(t) for t in body.get("tools") or []],
+        "text": _text(body), "tool_choice": body.get("tool_choice") or "auto", "tools": [_tool(t) for t in tools],
         "top_logprobs": body.get("top_logprobs") or 0, "truncation": body.get("truncation") or "disabled", "usage": None, "user": body.get("user"),
         "metadata": fields.mapping(body, "metadata"), **{name: sampling.get(name, value) for name, value in _DEFAULTS.items()},
     }  # fmt: skip
@@ -47,8 +48,10 @@ def _text(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:
-    shown = {"type": "function", "name": tool["name"], "description": None, "parameters": None, "strict": True}
-    return {**shown, **{k: v for k, v in tool.items() if v is not None}}
+    given = {k: v for k, v in tool.items() if v is not None}
+    if tool["type"] != "function":
+        return given
+    return {"type": "function", "name": tool["name"], "description": None, "parameters": None, "strict": True, **given}
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

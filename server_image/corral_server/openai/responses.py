@@ -19,10 +19,13 @@ from corral_server.openai.generation import Begun, Generation, begin
 from corral_server.openai.logprobs import chat_logprobs
 from corral_server.openai.response_object import begun, ended, failed
 from corral_server.openai.responses_request import to_chat
+from corral_server.openai.responses_tools import named
 from corral_server.openai.service import Service
 
 _MEASURED = ("response.output_text.delta", "response.reasoning_text.delta", "response.completed", "response.incomplete")
 """Events that have llama.cpp's figures, where they were asked for."""
+_CALLS = {"arguments": "function_call_arguments", "input": "custom_tool_call_input"}
+"""What grows in an item that is a call, and its events' name."""
 
 
 async def responses(service: Service, request: Request) -> Response:
@@ -31,12 +34,12 @@ async def responses(service: Service, request: Request) -> Response:
     chat = to_chat(body)
     conversation = await prepare(service, request, chat.body, chat.named)
     head = Head.make("resp_", service.served_name(request, body))
-    base = begun(head, body, conversation.jobs[0]["sampling"], parallel=conversation.toolbox.parallel is not False)
+    base = begun(head, body, conversation.jobs[0]["sampling"], chat.tools, parallel=conversation.toolbox.parallel is not False)
     generation = conversation.start(service)
     usage = Usage()
     if not streaming:
         (finished,) = await unless_gone(request, generation.collect())
-        output, reading = _Output(conversation.top), conversation.reading()
+        output, reading = _Output(conversation.top, base["tools"]), conversation.reading()
         parts = [part for text, tokens in finished.pieces for part in reading.feed(text, tokens)] + reading.finish()
         for part in parts:
             output.part(part)
@@ -55,25 +58,26 @@ async def count_input(service: Service, request: Request) -> Response:
 class _Output:
     """The items of an answer as they grow; `tell` hears of each step, as the stream's events do."""
 
-    def __init__(self, top: int | None, tell: Callable[..., None] = lambda *_, **__: None) -> None:
+    def __init__(self, top: int | None, tools: list[dict[str, Any]], tell: Callable[..., None] = lambda *_, **__: None) -> None:
         self.items: list[dict[str, Any]] = []
         self.logprobs: list[Any] = []
         self._top = top
+        self._tools = tools
         self._tell = tell
         self._open: tuple[str, int] | None = None
 
     def part(self, part: Part, logprobs: list[Any] | None = None) -> None:
         self.logprobs += logprobs or []
-        kind = {"call": "arguments"}.get(part.kind, part.kind)
+        kind = {"call": "arguments", "custom": "input"}.get(part.kind, part.kind)
         if self._open != (kind, part.call):
             self._close()
             self._begin(kind, part)
-        if part.kind == "call" or not (part.text or logprobs):
+        if part.kind in ("call", "custom") or not (part.text or logprobs):
             return
         item = self.items[-1]
-        if kind == "arguments":
-            item["arguments"] += part.text
-            self._say("function_call_arguments.delta", delta=part.text)
+        if kind in _CALLS:
+            item[kind] += part.text
+            self._say(f"{_CALLS[kind]}.delta", delta=part.text)
         else:
             item["content"][0]["text"] += part.text
             more = {"logprobs": self._shaped(logprobs or [])} if kind == "text" else {}
@@ -96,13 +100,17 @@ class _Output:
         content: dict[str, Any] = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
         item: dict[str, Any] = {"id": f"msg_{number}", "type": "message", "role": "assistant", "status": "in_progress", "content": []}
         if kind == "arguments":
-            item = {"id": f"fc_{number}", "type": "function_call", "call_id": call_id(), "name": part.text, "arguments": "", "status": "in_progress"}
+            called = {"call_id": call_id(), **named(self._tools, part.text), "arguments": ""}
+            item = {"id": f"fc_{number}", "type": "function_call", **called, "status": "in_progress"}
+        elif kind == "input":
+            called = {"call_id": call_id(), **named(self._tools, part.text), "input": ""}
+            item = {"id": f"ctc_{number}", "type": "custom_tool_call", **called, "status": "in_progress"}
         elif kind == "thought":
             content = {"type": "reasoning_text", "text": ""}
             item = {"id": f"rs_{number}", "type": "reasoning", "summary": [], "content": [], "status": "in_progress"}
         self.items.append(item)
         self._tell("response.output_item.added", output_index=len(self.items) - 1, item=orjson.Fragment(orjson.dumps(item)))
-        if kind != "arguments":
+        if kind not in _CALLS:
             self._say("content_part.added", content_index=0, part=orjson.Fragment(orjson.dumps(content)))
             item["content"].append(content)
 
@@ -114,6 +122,8 @@ class _Output:
         item["status"] = "incomplete" if cut else "completed"
         if kind == "arguments":
             self._say("function_call_arguments.done", name=item["name"], arguments=item["arguments"])
+        elif kind == "input":
+            self._say("custom_tool_call_input.done", input=item["input"])
         else:
             content = item["content"][0]
             if kind == "text":
@@ -141,7 +151,7 @@ async def _events(base: dict[str, Any], conversation: Conversation, generation: 
         out.clear()
         return block
 
-    output, reading = _Output(conversation.top, tell), conversation.reading()
+    output, reading = _Output(conversation.top, base["tools"], tell), conversation.reading()
     own = conversation.own
 
     def render(event: Message) -> None:

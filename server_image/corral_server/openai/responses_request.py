@@ -1,14 +1,18 @@
 """From a body of `/v1/responses` to one of chat completions. Pure; errors name the fields of the responses API."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from corral_server.openai import fields
 from corral_server.openai.errors import ApiError, invalid
 from corral_server.openai.known_fields import check_shared, check_text
 from corral_server.openai.native_fields import NAMES
+from corral_server.openai.responses_tools import choice_of, joined_name, offered
 
 _KEPT = (*NAMES, "model", "temperature", "top_p", "parallel_tool_calls", "stream")
 _STORED = ("previous_response_id", "conversation", "prompt")
+_WITHOUT_WORDS = ("web_search_call", "image_generation_call", "tool_search_call", "tool_search_output", "additional_tools")
+"""Items of earlier turns, at OpenAI, that say nothing to a model."""
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
@@ -17,6 +21,8 @@ class ChatBody(NamedTuple):
 
     body: dict[str, Any]
     named: list[str]
+    tools: Sequence[dict[str, Any]] = ()
+    """Those that may be called, as the client wrote them."""
 
 
 def to_chat(body: dict[str, Any]) -> ChatBody:
@@ -42,17 +48,13 @@ def to_chat(body: dict[str, Any]) -> ChatBody:
     form = fields.mapping(check_text(body), "format")
     if form:
         chat["response_format"] = _format(form)
-    tools = body.get("tools")
-    if tools is not None:
-        if not isinstance(tools, list):
-            raise invalid("tools", f"tools is {fields.shown(tools)}; it has to be a list")
-        chat["tools"] = [_tool(item, f"tools[{index}]") for index, item in enumerate(tools)]
-    choice = body.get("tool_choice")
-    if isinstance(choice, dict) and choice.get("type") == "function":
-        choice = {"type": "function", "function": {"name": choice.get("name")}}
+    tools = offered(body)
+    if body.get("tools") is not None:
+        chat["tools"] = tools.tools
+    choice = choice_of(body)
     if choice is not None:
         chat["tool_choice"] = choice
-    return ChatBody(chat, [name for _, name in found])
+    return ChatBody(chat, [name for _, name in found], tools.shown)
 
 
 def _check_echoed(body: dict[str, Any]) -> None:
@@ -79,16 +81,6 @@ def _format(form: dict[str, Any]) -> dict[str, Any]:
     return form
 
 
-def _tool(raw: Any, where: str) -> dict[str, Any]:
-    kind = raw.get("type") if isinstance(raw, dict) else None
-    if kind != "function":
-        raise ApiError(400, "unsupported_tool", f"{where} is {fields.shown(raw)}; only tools of type function are supported", where)
-    fields.flag(raw, "strict", within=where)
-    if not isinstance(raw.get("name"), str):
-        raise invalid(f"{where}.name", f"{where}.name is {fields.shown(raw.get('name'))}; it has to name the function")
-    return {"type": "function", "function": {k: v for k, v in raw.items() if k in ("name", "description", "parameters", "strict") and v is not None}}
-
-
 def _input(found: list[tuple[dict[str, Any], str]], raw: Any) -> None:
     if isinstance(raw, str):
         found.append(({"role": "user", "content": raw}, "input"))
@@ -112,11 +104,8 @@ def _item(found: list[tuple[dict[str, Any], str]], item: Any, where: str) -> Non
         if thinking and message["role"] == "assistant":
             message["reasoning_content"] = found.pop()[0]["reasoning_content"]
         found.append((message, where))
-    elif kind == "function_call":
-        if not isinstance(item.get("name"), str):
-            raise invalid(f"{where}.name", f"{where}.name is {fields.shown(item.get('name'))}; it has to name the function")
-        function = {"name": item.get("name"), "arguments": item.get("arguments") or "{}"}
-        call = {"id": item.get("call_id") or "", "type": "function", "function": function}
+    elif kind in ("function_call", "custom_tool_call"):
+        call = _call(item, where)
         # Calls of one turn belong to one message.
         if last.get("tool_calls"):
             last["tool_calls"].append(call)
@@ -124,7 +113,7 @@ def _item(found: list[tuple[dict[str, Any], str]], item: Any, where: str) -> Non
             last["tool_calls"] = [call]
         else:
             found.append(({"role": "assistant", "content": None, "tool_calls": [call]}, where))
-    elif kind == "function_call_output":
+    elif kind in ("function_call_output", "custom_tool_call_output"):
         if not isinstance(item.get("call_id"), str):
             raise invalid(f"{where}.call_id", f"{where}.call_id is {fields.shown(item.get('call_id'))}; it has to be that of the call")
         found.append(({"role": "tool", "tool_call_id": item.get("call_id") or "", "content": item.get("output")}, where))
@@ -134,10 +123,31 @@ def _item(found: list[tuple[dict[str, Any], str]], item: Any, where: str) -> Non
             last["reasoning_content"] += f"\n{thought}"
         else:
             found.append(({"role": "assistant", "content": None, "reasoning_content": thought}, where))
+    elif kind in _WITHOUT_WORDS:
+        pass
     elif kind == "item_reference":
         raise ApiError(400, "unsupported_parameter", f"{where} refers to a stored item; this server stores none, send the item itself", where)
     else:
-        raise invalid(where, f"{where} is {fields.shown(item)}; it has to be an item of type message, function_call or function_call_output")
+        raise invalid(
+            where,
+            f"{where} is {fields.shown(item)}; it has to be an item of type message, reasoning, function_call, function_call_output, "
+            "custom_tool_call or custom_tool_call_output",
+        )
+
+
+def _call(item: dict[str, Any], where: str) -> dict[str, Any]:
+    kind = "custom" if item["type"] == "custom_tool_call" else "function"
+    if not isinstance(item.get("name"), str):
+        raise invalid(f"{where}.name", f"{where}.name is {fields.shown(item.get('name'))}; it has to name the {kind}")
+    namespace = item.get("namespace")
+    if namespace is not None and not isinstance(namespace, str):
+        raise invalid(f"{where}.namespace", f"{where}.namespace is {fields.shown(namespace)}; it has to be a string")
+    name = joined_name(item["name"], namespace)
+    if kind == "function":
+        return {"id": item.get("call_id") or "", "type": kind, kind: {"name": name, "arguments": item.get("arguments") or "{}"}}
+    if not isinstance(item.get("input"), str):
+        raise invalid(f"{where}.input", f"{where}.input is {fields.shown(item.get('input'))}; it has to be a string")
+    return {"id": item.get("call_id") or "", "type": kind, kind: {"name": name, "input": item["input"]}}
 
 
 def _thought(item: dict[str, Any], where: str) -> str:

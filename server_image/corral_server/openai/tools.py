@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from corral_server.openai import fields
+from corral_server.openai import custom_tools, fields
 from corral_server.openai.errors import invalid
 
 _NAME = re.compile(r"[\w.-]{1,128}")
@@ -21,6 +21,12 @@ class Toolbox:
     allowed: tuple[str, ...] = ()
     """The functions that may be called."""
     parallel: bool | None = None
+    named: bool = False
+    """The request names the one function that has to be called."""
+    customs: frozenset[str] = frozenset()
+    """Those that are called with free text."""
+    legacy: bool = False
+    """They came as `functions`, and a call goes back as `function_call`."""
 
     @property
     def callable(self) -> bool:
@@ -32,40 +38,52 @@ class Toolbox:
 
 
 def parse_tools(body: dict[str, Any]) -> Toolbox:
-    raw = body.get("tools")
-    if raw is None and body.get("functions") is not None:
-        raise invalid("functions", "functions is not supported; use tools")
+    legacy = body.get("tools") is None and body.get("functions") is not None
+    field = "functions" if legacy else "tools"
+    raw = body.get(field)
     if raw is None:
         raw = []
     if not isinstance(raw, list) or len(raw) > _MOST_TOOLS:
-        raise invalid("tools", f"tools is {fields.shown(raw)}; it has to be a list of at most {_MOST_TOOLS} tools")
-    tools = tuple(_tool(item, f"tools[{index}]") for index, item in enumerate(raw))
+        raise invalid(field, f"{field} is {fields.shown(raw)}; it has to be a list of at most {_MOST_TOOLS} tools")
+    tools = tuple(_function(item, f"functions[{i}]") if legacy else _tool(item, f"tools[{i}]") for i, item in enumerate(raw))
     names = tuple(t["function"]["name"] for t in tools)
     if len(set(names)) != len(names):
-        raise invalid("tools", "tools names a function twice")
-    choice, allowed = _choice(body.get("tool_choice"), names)
+        raise invalid(field, f"{field} names a function twice")
+    asked = "function_call" if legacy else "tool_choice"
+    choice, allowed = _choice(body.get(asked), names, asked)
     parallel = fields.flag(body, "parallel_tool_calls") if body.get("parallel_tool_calls") is not None else None
-    return Toolbox(tools, choice, allowed, parallel)
+    customs = frozenset() if legacy else frozenset(name for name, item in zip(names, raw, strict=True) if item.get("type") == "custom")
+    named = isinstance(body.get(asked), dict) and choice == "required" and len(allowed) == 1
+    # The one field of an answer of that time has room for one call.
+    return Toolbox(tools, choice, allowed, False if legacy else parallel, named, customs, legacy)
 
 
 def _tool(raw: Any, where: str) -> dict[str, Any]:
-    function = raw.get("function") if isinstance(raw, dict) else None
-    if not isinstance(raw, dict) or raw.get("type", "function") != "function" or not isinstance(function, dict):
+    kind = raw.get("type", "function") if isinstance(raw, dict) else None
+    inner = raw.get(kind) if kind in ("function", "custom") else None
+    if not isinstance(inner, dict):
         raise invalid(where, f"{where} is {fields.shown(raw)}; it has to be a tool such as {{type: function, function: {{name: ...}}}}")
+    where = f"{where}.{kind}"
+    return _function(custom_tools.as_function(inner, where) if kind == "custom" else inner, where)
+
+
+def _function(function: Any, where: str) -> dict[str, Any]:
+    if not isinstance(function, dict):
+        raise invalid(where, f"{where} is {fields.shown(function)}; it has to be a function such as {{name: ..., parameters: ...}}")
     name = function.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise invalid(f"{where}.function.name", f"{where}.function.name is {fields.shown(name)}; it has to be a name of letters, digits, _, - and .")
+        raise invalid(f"{where}.name", f"{where}.name is {fields.shown(name)}; it has to be a name of letters, digits, _, - and .")
     parameters = function.get("parameters")
     if parameters is not None and not isinstance(parameters, dict):
-        raise invalid(f"{where}.function.parameters", f"{where}.function.parameters is {fields.shown(parameters)}; it has to be a JSON schema")
+        raise invalid(f"{where}.parameters", f"{where}.parameters is {fields.shown(parameters)}; it has to be a JSON schema")
     if function.get("description") is not None and not isinstance(function["description"], str):
-        raise invalid(f"{where}.function.description", f"{where}.function.description has to be a string")
+        raise invalid(f"{where}.description", f"{where}.description has to be a string")
     # Templates reach into these without asking whether they are there, and write them in this order.
     described = {"name": name, "description": function.get("description") or "", "parameters": parameters or {**_ANY_OBJECT, "properties": {}}}
     return {"type": "function", "function": described}
 
 
-def _choice(raw: Any, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+def _choice(raw: Any, names: tuple[str, ...], field: str) -> tuple[str, tuple[str, ...]]:
     allowed = "none, auto, required, or an object that names a function"
     if raw is None:
         return ("auto" if names else "none"), names
@@ -73,7 +91,7 @@ def _choice(raw: Any, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
         return str(raw) if names else "none", names
     if raw == "required":
         if not names:
-            raise invalid("tool_choice", "tool_choice is required, but there are no tools")
+            raise invalid(field, f"{field} is required, but there are no tools")
         return "required", names
     if isinstance(raw, dict):
         if raw.get("type") == "allowed_tools":
@@ -82,17 +100,17 @@ def _choice(raw: Any, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
             chosen = tuple(_named(item) for item in listed) if isinstance(listed, list) else ()
             mode = inner.get("mode", "auto") if isinstance(inner, dict) else ""
             if not chosen or mode not in ("auto", "required") or not set(chosen) <= set(names):
-                raise invalid("tool_choice", f"tool_choice is {fields.shown(raw)}; its tools have to be among those given, its mode auto or required")
+                raise invalid(field, f"{field} is {fields.shown(raw)}; its tools have to be among those given, its mode auto or required")
             return mode, chosen
         name = _named(raw)
         if name in names:
             return "required", (name,)
         if name:
-            raise invalid("tool_choice", f"tool_choice names {name!r}, which is not among the tools")
-    raise invalid("tool_choice", f"tool_choice is {fields.shown(raw)}; it has to be {allowed}")
+            raise invalid(field, f"{field} names {name!r}, which is not among the tools")
+    raise invalid(field, f"{field} is {fields.shown(raw)}; it has to be {allowed}")
 
 
 def _named(raw: Any) -> str:
-    function = raw.get("function", raw) if isinstance(raw, dict) else None
+    function = raw.get("function", raw.get("custom", raw)) if isinstance(raw, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
     return name if isinstance(name, str) else ""
