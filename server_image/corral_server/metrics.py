@@ -33,6 +33,8 @@ class Totals:
     longest: int = 0
     decodes: int = 0
     busy: int = 0
+    threads: int = 0
+    """Of the engine's last step."""
     _decodes: int = 0
     _busy: int = 0
 
@@ -44,6 +46,7 @@ class Totals:
         self.busy += figures["busy"] - self._busy
         self._decodes, self._busy = figures["decodes"], figures["busy"]
         self.longest = max(self.longest, figures["held"])
+        self.threads = figures["threads"]
 
     def finished(self, usage: dict[str, Any]) -> None:
         cached = usage.get("cached", 0)
@@ -94,6 +97,7 @@ class _Collector:
             ),
             ("llamacpp:requests_deferred", "Answers that wait for a slot.", self._queued),
             ("corral_server_in_flight", "Requests admitted and not ended.", life.in_flight),
+            ("corral_server_threads", "Threads of the last step: fewer than the engine has where others want its processors.", t.threads),
             ("corral_server_load_seconds", "How long the last load took, warm-up included.", life.timings.get("total", 0.0)),
         ):
             yield GaugeMetricFamily(name, text, value=gauge)

@@ -92,7 +92,7 @@ def test_threads_follow_the_limit_not_the_machine():
     assert thread_count(3, 1.0, 64) == 3
     assert thread_count(0, 2.5, 64) == 2
     assert thread_count(0, 0.2, 64) == 1
-    assert thread_count(0, 0.0, 8) == 7
+    assert thread_count(0, 0.0, 8) == 8
     assert thread_count(0, 0.0, 1) == 1
 
 

@@ -137,7 +137,7 @@ class Engine(Part):
     kv_tokens: Annotated[int, Field(ge=16, le=268_435_456)] | None = None
     """Tokens of KV cache that all slots share; a request is admitted when it fits. Default: contextLength times the smaller of slots and 2."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    """CPU threads; 0: the CPU limit if one is set, else the node's physical cores less one."""
+    """CPU threads at most, fewer while others want the same processors; 0: the CPU limit if one is set, else the node's physical cores."""
     micro_batch: Annotated[int, Field(ge=1, le=16384)] = 512
     """Tokens of a prompt that are computed in one step; more is faster and needs more memory."""
     prompt_cache: PromptCache = PromptCache()

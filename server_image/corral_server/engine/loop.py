@@ -28,6 +28,7 @@ from corral_server.engine.sampling import BrokenLogits, Choice
 from corral_server.engine.sequences import Sequences, Slot
 from corral_server.engine.states import StateStore
 from corral_server.engine.telling import Teller
+from corral_server.engine.threads import Threads
 from corral_server.engine.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Loop:
     def __init__(
         self, channel: BlockingChannel, model: Any, context: Any, plan: EnginePlan, vocabulary: Vocabulary, states: StateStore | None,
         scratch: Path | None = None, cache_limit: int = 256 << 20, adapters: list[Any] | None = None, drafter: Drafter | None = None,
-        projector: "Projector | None" = None,
+        projector: "Projector | None" = None, threads: Threads | None = None,
     ) -> None:  # fmt: skip
         self._channel = channel
         self._context = context
@@ -88,6 +89,7 @@ class Loop:
         self._drafts = "" if not guesses else "model" if drafter else "ngram"
         self._drafter = drafter
         self._pace = Pace(plan.micro_batch)
+        self._threads = threads or Threads([context], 1, None)
         self._decodes = 0
         self._busy_total = 0
 
@@ -99,6 +101,10 @@ class Loop:
             while True:
                 # What only waits for work beside this thread is no reason to turn in circles.
                 busy = bool(self._embedding.jobs or any(s.runs for s in slots) or (self._queue and not self._aside.waiting))
+                if busy:
+                    self._threads.work()
+                else:
+                    self._threads.rest()
                 for message in self._channel.poll() if busy or self._sequences.unsaved else self._channel.receive(None, unless=self._aside.fileno()):
                     self._handle(message)
                 self._aside.collect()
@@ -108,6 +114,7 @@ class Loop:
                 self._admit()
                 if any(s.runs for s in slots):
                     self._step()
+                self._threads.worked()
                 self._flush()
                 if not busy and self._sequences.unsaved:
                     self._sequences.save_one()
@@ -152,6 +159,7 @@ class Loop:
             slots = self._sequences.slots
             active = sum(s.job is not None for s in slots)
             figures = {"decodes": self._decodes, "busy": self._busy_total, "held": max((len(s.held) for s in slots), default=0)}
+            figures["threads"] = self._threads.count
             self._channel.send({"t": "step", "e": self._teller.take(), "queued": len(self._queue), "active": active, "figures": figures})
 
     def _cancel(self, job_id: int) -> None:

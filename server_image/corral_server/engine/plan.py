@@ -103,9 +103,9 @@ def make_plan(spec: EngineSpec, facts: ModelFacts) -> EnginePlan:
 
 
 def thread_count(asked: int, cpu_limit: float, physical_cores: int) -> int:
-    """Threads for decoding: what was asked, else the CPU limit, else all cores but one."""
+    """Threads for decoding at most: what was asked, else the CPU limit, else all cores. Where others want them too, `crowding` takes fewer."""
     if asked:
         return asked
     if cpu_limit > 0:
         return max(1, int(cpu_limit))
-    return max(1, physical_cores - 1)
+    return max(1, physical_cores)

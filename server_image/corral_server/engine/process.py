@@ -23,6 +23,7 @@ from corral_server.engine.memory import breakdown
 from corral_server.engine.model import load_model, make_context, metadata, model_format
 from corral_server.engine.plan import EnginePlan, ModelFacts, make_plan
 from corral_server.engine.states import StateStore, state_key
+from corral_server.engine.threads import Threads, read
 from corral_server.engine.vocabulary import Vocabulary
 from corral_server.reasons import INVALID_ENGINE_SETTINGS, LOAD_FAILED, Failure
 from corral_server.spec import EngineSpec, parse_engine
@@ -55,10 +56,10 @@ def main(sock: socket.socket) -> None:
 
 def _load(
     order: Message, channel: BlockingChannel, log: Log
-) -> tuple[Any, Any, EnginePlan, Vocabulary, StateStore | None, Path | None, int, list[Any], Drafter | None, "Projector | None"]:
+) -> tuple[Any, Any, EnginePlan, Vocabulary, StateStore | None, Path | None, int, list[Any], Drafter | None, "Projector | None", Threads]:
     on_host = order["deviceKind"] == "host"
     show(order["devices"], on_host=on_host)
-    begin = time.perf_counter()
+    begin, before = time.perf_counter(), read()
     L.llama_backend_init()
     offload = not on_host and bool(L.llama_supports_gpu_offload())
     engine = parse_engine(order["engine"])
@@ -96,7 +97,8 @@ def _load(
     )
     states, scratch = _states(order, engine, plan, model), _scratch(order, engine, plan)
     drafter = Drafter(draft, vocabulary) if draft else None
-    return model, context, plan, vocabulary, states, scratch, engine.prompt_cache_bytes, adapters, drafter, projector
+    contexts = Threads([context, draft.context] if draft else [context], threads, before)
+    return model, context, plan, vocabulary, states, scratch, engine.prompt_cache_bytes, adapters, drafter, projector, contexts
 
 
 def _progress(channel: BlockingChannel, sizes: list[int]) -> list[Callable[[float], None]]:
@@ -181,7 +183,11 @@ def _states(order: Message, engine: EngineSpec, plan: EnginePlan, model: Any) ->
 
 
 def _warm_up(context: Any, vocabulary: Vocabulary) -> None:
-    """One token through the whole graph: the first decode builds it, and no client should wait for that."""
+    """One token through the whole graph: the first decode builds it, and no client should wait for that. On one thread, as the rest of the load:
+    where others are at work, several would wait for each other.
+    """
+    threads = L.llama_n_threads(context), L.llama_n_threads_batch(context)
+    L.llama_set_n_threads(context, 1, 1)
     token = vocabulary.bos if vocabulary.bos >= 0 else max(vocabulary.eos, 0)
     array = (L.llama_token * 1)(token)
     L.llama_set_warmup(context, True)
@@ -191,6 +197,7 @@ def _warm_up(context: Any, vocabulary: Vocabulary) -> None:
     if memory:
         L.llama_memory_clear(memory, True)
     L.llama_synchronize(context)
+    L.llama_set_n_threads(context, *threads)
     L.llama_perf_context_reset(context)
 
 
