@@ -22,7 +22,7 @@ class Machine:
 
     def __init__(self, processors: int, engines: int, most: int) -> None:
         self.processors = processors
-        self.engines = [Crowding(most, random.Random(seed).random, idle=most) for seed in range(engines)]
+        self.engines = [Crowding(most, random.Random(seed).random) for seed in range(engines)]
         self.now = 0.0
 
     def run(self, seconds: float, working: int) -> list[int]:
@@ -59,24 +59,24 @@ def test_who_is_left_alone_has_all_of_them_again(processors: int):
 
 
 def test_alone_beside_clients_it_keeps_what_it_has():
-    alone = Crowding(2, lambda: 0.5, idle=2)
+    alone = Crowding(2, lambda: 0.5)
     assert {alone.saw(t * WINDOW, 0.3, 0.0) for t in range(400)} == {2}
 
 
 def test_a_processor_that_is_half_in_use_is_left_alone():
-    beside = Crowding(2, lambda: 0.5, idle=2)
+    beside = Crowding(2, lambda: 0.5)
     assert beside.saw(0, 1.0, 0.0) == 1
     assert {beside.saw(10 + t * WINDOW, 0.0, 0.5) for t in range(400)} == {1}
     assert beside.saw(200, 0.0, 0.7) == 2
 
 
-@pytest.mark.parametrize(("most", "idle", "count"), [(2, 0.05, 1), (2, 0.9, 2), (16, 15.0, 16), (16, 6.6, 8), (1, 0.0, 1)])
-def test_it_begins_with_what_was_idle_during_the_load(most: int, idle: float, count: int):
-    assert Crowding(most, lambda: 0.5, idle=idle).count == count
+@pytest.mark.parametrize(("most", "free", "count"), [(2, 1.1, 1), (2, 0.0, 1), (2, 1.9, 2), (16, 16.0, 16), (16, 7.6, 8), (1, 2.0, 1)])
+def test_it_begins_with_what_was_free_before(most: int, free: float, count: int):
+    assert Crowding(most, lambda: 0.5).begins(free) == count
 
 
 def test_what_is_too_many_again_and_again_is_tried_less_often():
-    engine, raised, now = Crowding(2, lambda: 0.5, idle=2), [], 0.0
+    engine, raised, now = Crowding(2, lambda: 0.5), [], 0.0
     while now < 120:
         now += WINDOW
         before = engine.count

@@ -17,16 +17,19 @@ _SETTLED = 10.0
 
 
 class Crowding:
-    def __init__(self, most: int, chance: Callable[[], float], *, idle: float) -> None:
-        """`chance`: a number in [0, 1) that differs from engine to engine, so that not all of them try at once. `idle`: processors that nobody used
-        while this engine's one thread was at work already.
-        """
-        self.count = min(most, 1 + round(idle))
+    def __init__(self, most: int, chance: Callable[[], float]) -> None:
+        """`chance`: a number in [0, 1) that differs from engine to engine, so that not all of them try at once."""
+        self.count = most
         self._most = most
         self._chance = chance
         self._patience = _PATIENCE[0]
         self._raised = float("-inf")
         self._next = float("-inf")
+
+    def begins(self, free: float) -> int:
+        """The count to begin work with, after a pause. `free`: processors that nobody else used in it, on average."""
+        self.count = max(1, min(self._most, round(free)))
+        return self.count
 
     def saw(self, now: float, missing: float, idle: float) -> int:
         """The count from now on. `missing`: how many of this engine's threads waited for a processor, on average over the last window of work;

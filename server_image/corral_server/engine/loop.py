@@ -101,18 +101,16 @@ class Loop:
             while True:
                 # What only waits for work beside this thread is no reason to turn in circles.
                 busy = bool(self._embedding.jobs or any(s.runs for s in slots) or (self._queue and not self._aside.waiting))
-                if busy:
-                    self._threads.work()
-                else:
-                    self._threads.rest()
-                for message in self._channel.poll() if busy or self._sequences.unsaved else self._channel.receive(None, unless=self._aside.fileno()):
+                for message in self._arrived(busy=busy):
                     self._handle(message)
                 self._aside.collect()
                 if self._embedding.jobs:
+                    self._threads.work()
                     self._teller.events += self._embedding.step()
                     self._decodes += 1
                 self._admit()
                 if any(s.runs for s in slots):
+                    self._threads.work()
                     self._step()
                 self._threads.worked()
                 self._flush()
@@ -122,6 +120,14 @@ class Loop:
             # An answer's end may be told, and the stop be here, before its sequence could be kept.
             while stop.keep and self._sequences.unsaved:
                 self._sequences.save_one()
+
+    def _arrived(self, *, busy: bool) -> list[Message]:
+        """The supervisor's messages; waits for one when there is nothing to do."""
+        if not busy:
+            self._threads.rest()
+        if busy or self._sequences.unsaved:
+            return self._channel.poll()
+        return self._channel.receive(self._threads.pulse, unless=self._aside.fileno())
 
     def _handle(self, message: Message) -> None:
         kind = message["t"]

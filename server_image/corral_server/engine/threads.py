@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 from corral_server.engine.crowding import Crowding
 from corral_server.engine.library import L
 
+_PULSE = 0.5
 _WINDOW = 0.25
-"""Seconds of work after which the count is judged: the kernel counts idle processors in hundredths of a second."""
-_LEAST = 0.05
-"""Seconds of a load from which what was idle in it says anything."""
+"""Seconds of work after which the count is judged."""
+_LEAST = 0.1
+"""Seconds from which what was idle in them says anything: the kernel counts it in hundredths of a second."""
 _TASKS = Path("/proc/self/task")
 _STAT = Path("/proc/stat")
 
@@ -28,49 +29,77 @@ class Reading(NamedTuple):
     """Seconds that the threads of this process could have run and did not."""
     idle: float
     """Seconds that the processors which it may use had nothing to do."""
+    free: int
+    """Processors that nobody else wants at this moment; 0 where some are not ours to use, since only all are told."""
 
 
-_NOTHING = Reading(0.0, 0.0, 0.0)
+_NOTHING = 0.0, 0.0, 0.0
 
 
 class Threads:
     def __init__(self, contexts: Sequence[Any], most: int, loading: Reading | None) -> None:
-        """`loading`: from the beginning of the load, which takes one thread; what was idle meanwhile says how many to begin with."""
+        """`loading`: from the beginning of the load."""
         self._contexts = contexts
-        self._crowding = Crowding(most, random.random, idle=_idle_since(loading, most) if loading is not None else most)
+        self._crowding = Crowding(most, random.random)
         self._count = most
-        self._set(self._crowding.count)
-        self._since: Reading | None = None
-        self._window = _NOTHING
-        """The work since the count was last judged, pauses left out: many short answers tell as much as a long one."""
         self._watching = most > 1
+        self._since: Reading | None = None
+        self._resting: tuple[Reading, Reading] | None = None
+        """The last two pulses."""
+        self._span = _WINDOW
+        self._window = _NOTHING
+        """Seconds of work since the count was last judged, waited and idle in them; pauses left out: many short answers tell as much as a long one."""
+        if self._watching and loading is not None:
+            # One thread of ours was at work, the load's.
+            now = self._begin(loading, used=1)
+            self._resting = (now, now) if now is not None else None
 
     @property
     def count(self) -> int:
         return self._count
 
+    @property
+    def pulse(self) -> float | None:
+        """How long to wait for work before `rest` wants to be called again, in seconds; None: as long as it takes."""
+        return _PULSE if self._watching else None
+
     def work(self) -> None:
         """There is work, before a step of it."""
-        if self._watching and self._since is None:
-            self._since = read()
+        if not self._watching or self._since is not None:
+            return
+        self._since = self._begin(self._resting[0], used=0) if self._resting is not None else read()
+        self._resting = None
 
     def rest(self) -> None:
-        """There is none: what is idle now says nothing."""
+        """There is none, before waiting for some and every `pulse` seconds of it: only what was idle lately says who is at work."""
         if self._since is not None:
-            self._add(self._since)
-            self._since = None
+            now = self._add(self._since)
+            self._since, self._resting = None, (now, now) if now is not None else None
+        elif self._resting is not None and time.monotonic() - self._resting[1].at >= _PULSE:
+            now = read()
+            self._resting = (self._resting[1], now) if now is not None else None
 
     def worked(self) -> None:
         """A step is over."""
         since = self._since
-        if since is None or self._window.at + time.monotonic() - since.at < _WINDOW:  # both are seconds of work
+        if since is None or self._window[0] + time.monotonic() - since.at < self._span:
             return
         self._since = self._add(since)
         if self._since is None:
             return
         seconds, waited, idle = self._window
-        self._window = _NOTHING
+        self._window, self._span = _NOTHING, _WINDOW
         self._set(self._crowding.saw(time.monotonic(), waited / seconds, idle / seconds))
+
+    def _begin(self, resting: Reading, *, used: int) -> Reading | None:
+        """What was idle meanwhile says how many threads to begin with; or what is now, where who was at work a moment ago has just ended."""
+        now = read()
+        if now is not None and now.at - resting.at >= _LEAST:
+            before = used + (now.idle - resting.idle) / (now.at - resting.at)
+            self._set(self._crowding.begins(max(before, now.free)))
+            # It may be out of date by now.
+            self._window, self._span = _NOTHING, _LEAST
+        return now
 
     def _set(self, count: int) -> None:
         if count != self._count:
@@ -83,24 +112,17 @@ class Threads:
         if now is None:
             self._watching = False
         else:
-            self._window = Reading(*(whole + b - a for whole, a, b in zip(self._window, since, now, strict=True)))
+            seconds, waited, idle = self._window
+            self._window = seconds + now.at - since.at, waited + now.waited - since.waited, idle + now.idle - since.idle
         return now
 
 
 def read() -> Reading | None:
     """What the kernel has counted until now; None where it counts nothing."""
     try:
-        return Reading(time.monotonic(), _waited(), _idle())
+        return Reading(time.monotonic(), _waited(), *_processors())
     except (OSError, ValueError, IndexError):
         return None
-
-
-def _idle_since(before: Reading, unknown: float) -> float:
-    """Processors that were idle, on average; `unknown` where too little time has passed."""
-    now = read()
-    if now is None or now.at - before.at < _LEAST:
-        return unknown
-    return (now.idle - before.idle) / (now.at - before.at)
 
 
 def _waited() -> float:
@@ -114,7 +136,15 @@ def _waited() -> float:
     return total / 1e9
 
 
-def _idle() -> float:
-    ours = {f"cpu{number}" for number in os.sched_getaffinity(0)}
-    lines = (line.split() for line in _STAT.read_text().splitlines() if line.startswith("cpu"))
-    return sum(int(fields[4]) + int(fields[5]) for fields in lines if fields[0] in ours) / os.sysconf("SC_CLK_TCK")
+def _processors() -> tuple[float, int]:
+    """`idle` and `free` of a reading."""
+    ours = os.sched_getaffinity(0)
+    idle, running, count = 0, 1, 0
+    for line in _STAT.read_text().splitlines():
+        fields = line.split()
+        if line.startswith("cpu") and fields[0] != "cpu":
+            count += 1
+            idle += int(fields[4]) + int(fields[5]) if int(fields[0][3:]) in ours else 0
+        elif fields and fields[0] == "procs_running":
+            running = int(fields[1])
+    return idle / os.sysconf("SC_CLK_TCK"), count - running + 1 if len(ours) == count else 0
