@@ -121,7 +121,9 @@ class Sampler:
         """The next token; None when the grammar refuses the first choice, so that all candidates have to be searched. BrokenLogits when the row
         has values that are no numbers: whatever came of them would look like an answer, and some of llama.cpp's samplers end the process.
         """
-        if not logits.max() < np.inf:
+        # One pass over the row serves the check and the choice: no number is greater than one that is none.
+        best = int(logits.argmax())
+        if not logits[best] < np.inf:
             raise BrokenLogits(
                 "the model evaluated to values that are no numbers (NaN or infinite): its file, its adapter or its KV cache type is broken"
             )
@@ -129,7 +131,7 @@ class Sampler:
             if self._grammar is None or self._grammar.allows(forced):
                 return with_probabilities(logits, forced, self.params.n_probs) if self.params.n_probs else Choice(forced)
             self._budget.refuse()
-        token = self._choose(self._adjusted(logits) if self._adjusts else logits)
+        token = self._choose(self._adjusted(logits)) if self._adjusts else self._choose(logits, best)
         if self._grammar is not None and not self._grammar.allows(token):
             return None
         return self._chosen(logits, token)
@@ -203,15 +205,18 @@ class Sampler:
             row[ids] = values - counts * p.frequency_penalty - p.presence_penalty
         return row
 
-    def _choose(self, row: FloatArray) -> int:
+    def _choose(self, row: FloatArray, best: int | None = None) -> int:
+        """`best`: the greatest of the row, where it is known."""
         p = self.params
         if self._chain is not None:
             token = self._chain.choose(row)
             self._left = self._chain.left
             return token
+        if best is None:
+            best = int(row.argmax())
         if p.temperature <= 0:
-            return int(row.argmax())
-        ids, values = _shortlist(row, p.top_k)
+            return best
+        ids, values = _shortlist(row, p.top_k, float(row[best]))
         ids, weights = _filtered(ids, values, p, self._rng)
         if p.post_sampling:
             self._left = ids, weights
@@ -225,18 +230,17 @@ def with_probabilities(row: FloatArray, token: int, alternatives: int) -> Choice
     peak = float(row.max())
     norm = peak + float(np.log(np.exp((row - peak).astype(np.float64)).sum()))
     count = min(alternatives, len(row))
-    ids, values = _shortlist(row, count)
+    ids, values = _shortlist(row, count, peak)
     top = [(int(i), float(v) - norm) for i, v in zip(ids[:count], values[:count], strict=True)]
     return Choice(token, float(row[token]) - norm, top)
 
 
-def _shortlist(row: FloatArray, top_k: int) -> tuple[Any, FloatArray]:
-    """The `top_k` largest (all, when 0) in falling order, by a threshold rather than a sort of everything."""
+def _shortlist(row: FloatArray, top_k: int, peak: float) -> tuple[Any, FloatArray]:
+    """The `top_k` largest (all, when 0) in falling order, by a threshold below the greatest, `peak`, rather than a sort of everything."""
     size = len(row)
     if top_k <= 0 or top_k >= size:
         order = np.argsort(-row, kind="stable")
         return order, row[order]
-    peak = float(row.max())
     reach = 8.0
     ids = np.flatnonzero(row >= peak - reach)
     while len(ids) < top_k and reach < 1e4:

@@ -48,7 +48,7 @@ class Threads:
         """The last two pulses."""
         self._span = _WINDOW
         self._window = _NOTHING
-        """Seconds of work since the count was last judged, waited and idle in them; pauses left out: many short answers tell as much as a long one."""
+        """Seconds of work since the count was last judged, waited and idle in them; pauses left out: short answers tell as much as long ones."""
         if self._watching and loading is not None:
             # One thread of ours was at work, the load's.
             now = self._begin(loading, used=1)
