@@ -7,9 +7,11 @@ supervisor gave it, for the engine to read.
 import base64
 import binascii
 import ctypes
+import io
 import os
 import resource
 import socket
+import warnings
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,8 @@ _LOUDEST = 1000.0
 """Full scale is 1; what no recording has would come out of the projector as no numbers."""
 _MOST_SLENDER = 100
 """Longer than so many times its width, no projector makes anything of a picture."""
+_ROWS = 64
+"""Of a WebP's pixels, copied at a time."""
 
 
 class UnreadableError(Exception):
@@ -85,15 +89,14 @@ def _is_mp3(raw: bytes) -> bool:
 
 
 def _picture(raw: bytes, library: Any) -> tuple[dict[str, Any], memoryview]:
+    if raw[:4] == b"RIFF" and raw[8:12] == b"WEBP":
+        return _webp(raw)
     width, height, channels = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     sizes = ctypes.byref(width), ctypes.byref(height), ctypes.byref(channels)
     if not library.stbi_info_from_memory(raw, len(raw), *sizes):
-        raise UnreadableError("is no image that can be read: JPEG, PNG, GIF or BMP")
+        raise UnreadableError("is no image that can be read: JPEG, PNG, WebP, GIF or BMP")
     x, y = width.value, height.value
-    if x < 1 or y < 1 or x * y > _MOST_PIXELS:
-        raise UnreadableError(f"has {x} x {y} pixels; {_MOST_PIXELS} are allowed")
-    if max(x, y) > _MOST_SLENDER * min(x, y):
-        raise UnreadableError(f"has {x} x {y} pixels; a side may be at most {_MOST_SLENDER} times the other")
+    _check_size(x, y)
     load = library.stbi_load_from_memory
     load.restype = ctypes.c_void_p
     pixels = load(raw, len(raw), *sizes, 3)
@@ -102,6 +105,37 @@ def _picture(raw: bytes, library: Any) -> tuple[dict[str, Any], memoryview]:
     # Freed by the exit.
     data = memoryview((ctypes.c_uint8 * (x * y * 3)).from_address(pixels)).cast("B")
     return {"kind": "image", "width": x, "height": y}, data
+
+
+def _check_size(x: int, y: int) -> None:
+    if x < 1 or y < 1 or x * y > _MOST_PIXELS:
+        raise UnreadableError(f"has {x} x {y} pixels; {_MOST_PIXELS} are allowed")
+    if max(x, y) > _MOST_SLENDER * min(x, y):
+        raise UnreadableError(f"has {x} x {y} pixels; a side may be at most {_MOST_SLENDER} times the other")
+
+
+def _webp(raw: bytes) -> tuple[dict[str, Any], memoryview]:
+    """As stb_image has it of other formats: the first frame, as it is stored (no turning by EXIF), transparent pixels in the colour they have."""
+    from PIL import Image, WebPImagePlugin  # noqa: PLC0415  only requests with a WebP come here
+
+    # libwebp takes memory for all pixels as soon as the file is opened.
+    Image.MAX_IMAGE_PIXELS = _MOST_PIXELS
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    try:
+        with Image.open(io.BytesIO(raw), formats=[WebPImagePlugin.WebPImageFile.format]) as image:
+            x, y = image.size
+            _check_size(x, y)
+            image.load()
+            data = bytearray(x * y * 3)
+            # Not all rows at once: that would be two more copies.
+            for top in range(0, y, _ROWS):
+                rows = image.crop((0, top, x, min(top + _ROWS, y))).tobytes("raw", "RGB")
+                data[top * x * 3 : top * x * 3 + len(rows)] = rows
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UnreadableError(f"has more than {_MOST_PIXELS} pixels") from None
+    except (OSError, EOFError, SyntaxError, ValueError):
+        raise UnreadableError("is a damaged image") from None
+    return {"kind": "image", "width": x, "height": y}, memoryview(data)
 
 
 def _sound(raw: bytes, rate: int) -> tuple[dict[str, Any], memoryview]:
