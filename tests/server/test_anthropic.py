@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 
 import anthropic
+import httpx2
 import pytest
 from anthropic.types import Message, RawMessageStreamEvent
 from pydantic import TypeAdapter
@@ -99,3 +100,44 @@ def test_errors_have_their_own_shape(client: anthropic.Anthropic, more: dict):
     assert caught.value.body["type"] == "error"
     assert caught.value.body["error"]["type"] == "invalid_request_error"
     assert next(iter(more.get("extra_body", more))) in caught.value.body["error"]["message"]
+
+
+PICTURE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
+FOUND = {"type": "search_result", "title": "Weather", "source": "https://example.com", "content": [{"type": "text", "text": "sunny"}]}
+PAPER = {"type": "document", "title": "Paper", "source": {"type": "text", "media_type": "text/plain", "data": "rainy"}}
+
+
+def counted(server: Server, *blocks: object) -> httpx2.Response:
+    used = {"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "look", "input": {}}]}
+    body = {"messages": [*ASK["messages"], used, {"role": "user", "content": [{"type": "text", "text": "so"}, *blocks]}]}
+    return server.http.post("/v1/messages/count_tokens", json=body)
+
+
+def result(*content: object) -> dict:
+    return {"type": "tool_result", "tool_use_id": "c", "content": list(content)}
+
+
+def test_what_a_tool_found_is_text(alpaca: Server):
+    as_text = [{"type": "text", "text": text} for text in ("Weather\nhttps://example.com\nsunny", "Paper:\nrainy")]
+    assert counted(alpaca, result(FOUND, PAPER)).json() == counted(alpaca, result(*as_text)).json()
+    assert counted(alpaca, FOUND).json() == counted(alpaca, as_text[0]).json()
+
+
+@pytest.mark.parametrize(
+    ("block", "named"),
+    [
+        (result(FOUND, PICTURE), "messages[2].content[1].content[1] is of type image_url; this model takes text only"),
+        (PICTURE, "messages[2].content[1] is of type image_url; this model takes text only"),
+        (result({**PICTURE, "source": {"type": "file", "file_id": "f"}}), "messages[2].content[1].content[0] is an image of type"),
+        (result({**PAPER, "source": {"type": "base64", "data": "AA"}}), "messages[2].content[1].content[0] is a document of type"),
+        (result({**FOUND, "title": 5}), "messages[2].content[1].content[0].title is 5"),
+        (result({**PAPER, "source": "x"}), "messages[2].content[1].content[0].source is"),
+        (result({"type": ["text"]}), "messages[2].content[1].content[0] is"),
+        (result({"type": "tool_reference", "tool_name": "x"}), "messages[2].content[1].content[0] is"),
+        ({**result(), "content": 5}, "messages[2].content[1].content is 5"),
+    ],
+)
+def test_a_wrong_block_is_named_as_it_was_written(alpaca: Server, block: dict, named: str):
+    refused = counted(alpaca, block)
+    assert refused.status_code == 400
+    assert named in refused.json()["error"]["message"]

@@ -18,6 +18,11 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(3600)]
 BODIES = int(os.environ.get("CORRAL_FUZZ_BODIES", "300"))
 SAY = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "Who are you?"}]}]
 CALL = {"id": "c", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}
+FOUND = [
+    {"type": "search_result", "title": "t", "source": "s", "content": [{"type": "text", "text": "a"}]},
+    {"type": "document", "title": "t", "source": {"type": "text", "data": "a"}},
+]
+OUTPUT = [{"type": "input_text", "text": "a"}, {"type": "input_file", "filename": "a.txt", "file_data": "data:text/plain;base64,YWI="}]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 1, "maximum": 20}, "b": {"enum": ["x", None]}}, "required": ["a"]}
 SEEDS: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", {"model": "m", "messages": SAY, "max_tokens": 6, "temperature": 0.7, "top_p": 0.9, "n": 2, "stop": ["x"], "seed": 1}),
@@ -157,6 +162,8 @@ SEEDS: list[tuple[str, dict[str, Any]]] = [
         "/v1/responses",
         {"input": [{"type": "reasoning", "summary": [{"text": "x"}]}, {"role": "user", "content": "hi"}], "stream": True, "return_progress": True},
     ),
+    ("/v1/messages", {"max_tokens": 4, "messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": FOUND}]}]}),
+    ("/v1/responses", {"max_output_tokens": 4, "input": [{"type": "function_call_output", "call_id": "c", "output": OUTPUT}]}),
     ("/v1/messages", {"max_tokens": 5, "messages": [], "thinking": {"type": "enabled", "budget_tokens": 3}, "samplers": "kp", "mirostat": 2}),
     ("/v1/embeddings", {"input": ["a", [1, "b"], {"prompt_string": "c"}, {"content": [{"type": "text", "text": "d"}]}]}),
     ("/embedding", {"content": "a", "embd_normalize": 3}),
@@ -231,7 +238,9 @@ def mutated(dice: random.Random, body: Any) -> Any:
         if kind == 0:
             del holder[path[-1]]
         elif kind == 1 and isinstance(holder, list):
-            holder.extend([holder[path[-1]]] * dice.choice([1, 3, 200]))
+            # Copies: 200 names of one item would all grow with the next mutation.
+            item = json.dumps(holder[path[-1]])
+            holder.extend([json.loads(item) for _ in range(dice.choice([1, 3, 200]))])
         elif kind == 2:
             deep: Any = 1
             for _ in range(dice.choice([5, 150, 900])):

@@ -161,6 +161,63 @@ def test_the_other_apis(server: Server) -> None:
     assert server.http.post("/v1/messages/count_tokens", json={"messages": body["messages"]}).json()["input_tokens"] == chat.usage.prompt_tokens
 
 
+CALL = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+
+
+def results(seed: int | None) -> dict[str, dict[str, Any]]:
+    """A body for each API: a tool was called and answered, with an image unless the seed is None."""
+    picture = "" if seed is None else coded(png(seed))
+    parts: MESSAGES = [{"type": "input_text", "text": "seen: "}]
+    blocks: MESSAGES = [{"type": "text", "text": "seen: "}]
+    if picture:
+        parts.append({"type": "input_image", "image_url": f"data:image/png;base64,{picture}"})
+        blocks.append({"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": picture}})
+    ask, used = {"role": "user", "content": "look"}, {"type": "tool_use", "id": "c", "name": "look", "input": {}}
+    given = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": blocks}]}
+    call = {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"}
+    called = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    return {
+        "chat/completions": {"messages": [ask, called, {"role": "tool", "tool_call_id": "c", "content": parts}]},
+        "messages": {"messages": [ask, {"role": "assistant", "content": [used]}, given]},
+        "responses": {"input": [ask, call, {"type": "function_call_output", "call_id": "c", "output": parts}]},
+    }
+
+
+COUNTS = {"chat/completions": "chat/completions/input_tokens", "messages": "messages/count_tokens", "responses": "responses/input_tokens"}
+
+
+def test_what_a_tool_shows_is_seen_by_every_api(server: Server) -> None:
+    seen, told = (
+        {api: server.http.post(f"/v1/{COUNTS[api]}", json=body).json()["input_tokens"] for api, body in results(seed).items()} for seed in (5, None)
+    )
+    assert len(set(seen.values())) == 1
+    assert {seen[api] - told[api] for api in COUNTS} == {16 + len("<start_of_image><end_of_image>")}
+    more = {"max_tokens": 8, "temperature": 0, "logprobs": True, "cache_prompt": False}
+    first, other, again = (
+        server.http.post("/v1/chat/completions", json={**results(seed)["chat/completions"], **more}).json()["choices"][0]["logprobs"]["content"]
+        for seed in (5, 6, 5)
+    )
+    one, two, three = ([entry["logprob"] for entry in found] for found in (first, other, again))
+    assert one != two
+    assert one == pytest.approx(three, abs=1e-3)
+    answer = server.http.post("/v1/messages", json={**results(5)["messages"], "max_tokens": 4})
+    assert answer.status_code == 200, answer.text
+    assert (
+        server.http.post("/v1/responses", json={**results(5)["responses"], "max_output_tokens": 4}).json()["usage"]["input_tokens"]
+        == seen["responses"]
+    )
+
+
+def test_a_wrong_image_of_a_tool_has_the_clients_name(server: Server) -> None:
+    named = {"chat/completions": "messages[2].content[1]", "messages": "messages[2].content[0].content[1]", "responses": "input[2].output[1]"}
+    for api, body in results(5).items():
+        wrong = json.loads(json.dumps(body).replace(coded(png(5)), coded(png(5)[:-40])))
+        for path in (f"/v1/{api}", f"/v1/{COUNTS[api]}"):
+            refused = server.http.post(path, json={**wrong, "max_tokens": 4})
+            assert refused.status_code == 400
+            assert f"{named[api]} is a damaged image" in refused.json()["error"]["message"]
+
+
 def test_llama_cpps_own_form(server: Server) -> None:
     mark = server.http.get("/props").json()["media_marker"]
 

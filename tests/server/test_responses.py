@@ -14,6 +14,7 @@ pytestmark = pytest.mark.model
 
 ASK = {"model": "m", "input": "Write one sentence about the sea.", "temperature": 0, "max_output_tokens": 24}
 TOOL = {"type": "function", "strict": True, **WEATHER["function"]}
+SHOWN = [{"type": "input_text", "text": "seen"}, {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}]
 EVENT = TypeAdapter(ResponseStreamEvent)
 
 
@@ -99,6 +100,10 @@ def test_structured_output_and_counting(smol: Server):
         ({"input": [{"type": "magic"}]}, "input[0]"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"input": [{"type": "function_call_output", "call_id": "c"}]}, "input[0].output"),
+        ({"input": [{"type": "function_call_output", "call_id": "c", "output": []}]}, "input[0].output"),
+        ({"input": [{"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text"}]}]}, "input[0].output[0]"),
+        ({"input": [{"type": "function_call_output", "call_id": "c", "output": SHOWN}]}, "input[0].output[1]"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(smol: Server, more: dict, param: str):

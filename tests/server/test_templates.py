@@ -16,6 +16,16 @@ ONLY_PARTS = "{% for m in messages %}{% for p in m.content %}{{ p.text }}|{% end
 NO_SYSTEM = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}[{{ m.content }}]{% endfor %}"
 SILENT = "{% for m in messages if m.role != 'system' %}[{{ m.content }}]{% endfor %}"
 CALLS = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}CALL{% endfor %}{% endfor %}"
+SHOWN = {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "see <mark>"}, {"type": "text", "text": "there"}]}
+TOLD = {**SHOWN, "content": "see <mark>"}
+EACH_PART = "{% for p in m.content %}{{ p.text }}|{% endfor %}"
+SEEN = "{% if m.role == 'tool' %}RESULT{% elif m.content is string %}{{ m.content }}{% else %}" + EACH_PART + "{% endif %}"
+RESULTS = "{% for m in messages %}" + SEEN + "{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
+ADDED, DUMPED = RESULTS.replace("RESULT", "{{ '[' + m.content + ']' }}"), RESULTS.replace("RESULT", "{{ m.content | tojson }}")
+EACH = RESULTS.replace("RESULT", "{% for p in m.content %}{{ p.text }}+{% endfor %}")
+EITHER = RESULTS.replace(
+    "RESULT", "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}{{ p.text }}+{% endfor %}{% endif %}"
+)
 AS_OBJECT, AS_TEXT = CALLS.replace("CALL", "{{ c.function.arguments | tojson }}"), CALLS.replace("CALL", "{{ '<' + c.function.arguments + '>' }}")
 
 
@@ -35,6 +45,12 @@ def say(template: str, *messages: dict, tools: list | None = None, **extra: obje
         (SILENT, [SYSTEM], "[be brief]"),
         (AS_OBJECT, [USER, TURN], 'hi <b>{"city": "Zürich"}'),
         (AS_TEXT, [USER, TURN], 'hi <b><{"city": "Zürich"}>'),
+        (ADDED, [PARTS, TURN, SHOWN], 'a|b|{"city": "Zürich"}[see <mark>\nthere]'),
+        (DUMPED, [PARTS, TURN, SHOWN], 'a|b|{"city": "Zürich"}"see <mark>\\nthere"'),
+        (EACH, [PARTS, TURN, SHOWN], 'a|b|{"city": "Zürich"}see <mark>+there+'),
+        (EACH, [PARTS, TURN, TOLD], 'a|b|{"city": "Zürich"}see <mark>+'),
+        (EITHER, [PARTS, TURN, SHOWN], 'a|b|{"city": "Zürich"}see <mark>+there+'),
+        (EITHER, [PARTS, TURN, TOLD], 'a|b|{"city": "Zürich"}see <mark>'),
         ("{% generation %}{{ messages[0].content }}{% endgeneration %}", [USER], "hi <b>"),
         ("{% set l = [] %}{% set _ = l.append(messages[0].content | e) %}{{ l[0] }}", [USER], "hi <b>"),
         ("{{ messages[0].content | tojson }}{{ enable_thinking }}{{ bos_token }}", [USER], '"hi <b>"True<s>'),

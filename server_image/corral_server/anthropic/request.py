@@ -7,12 +7,14 @@ import orjson
 from corral_server.anthropic.tools import offered
 from corral_server.openai import fields
 from corral_server.openai.errors import ApiError, invalid
+from corral_server.openai.messages import Placed
 from corral_server.openai.native_fields import NAMES
 from corral_server.openai.responses_request import ChatBody
 
 _KEPT = (*(name for name in NAMES if name not in ("return_progress", "timings_per_token", "stop")), "temperature", "top_p", "model")
 _RUN_ELSEWHERE = ("server_tool_use", "web_search_tool_result", "web_fetch_tool_result", "tool_search_tool_result")
 """What Anthropic's own searches left in earlier turns; most of it is encrypted."""
+_WRITTEN = ("document", "search_result")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -104,7 +106,7 @@ def _blocks(role: str, content: list[Any], where: str) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
     texts: list[str] = []
     thoughts: list[str] = []
-    images: list[tuple[int, dict[str, Any]]] = []
+    images: list[tuple[int, Placed]] = []
     for index, block in enumerate(content):
         at = f"{where}[{index}]"
         kind = block.get("type") if isinstance(block, dict) else None
@@ -115,14 +117,14 @@ def _blocks(role: str, content: list[Any], where: str) -> list[dict[str, Any]]:
             calls.append({"id": block.get("id") or "", "type": "function", "function": {"name": block.get("name"), "arguments": arguments}})
         elif kind == "tool_result" and role == "user":
             results.append(
-                {"role": "tool", "tool_call_id": block.get("tool_use_id") or "", "content": _text(block.get("content") or "", f"{at}.content")}
+                {"role": "tool", "tool_call_id": block.get("tool_use_id") or "", "content": _result(block.get("content"), f"{at}.content")}
             )
         elif kind == "thinking":
             thoughts.append(fields.text(block, "thinking") or "")
         elif kind == "redacted_thinking" or kind in _RUN_ELSEWHERE:
             continue
-        elif kind == "document" and role == "user":
-            texts.append(_document(block, at))
+        elif kind in _WRITTEN and role == "user":
+            texts.append(_written(block, at))
         elif kind == "image" and role == "user":
             images.append((len(texts), _image(block, at)))
         else:
@@ -135,28 +137,52 @@ def _blocks(role: str, content: list[Any], where: str) -> list[dict[str, Any]]:
     return results + ([message] if texts or images or calls or not results else [])
 
 
-def _with_images(texts: list[str], images: list[tuple[int, dict[str, Any]]]) -> str | list[dict[str, Any]]:
+def _result(raw: Any, where: str) -> str | list[Any]:
+    """What a tool gave back: words, images, documents and what it found in a search."""
+    if not isinstance(raw, list):
+        return _text(raw or "", where)
+    texts: list[str] = []
+    images: list[tuple[int, Placed]] = []
+    for index, block in enumerate(raw):
+        at = f"{where}[{index}]"
+        kind = block.get("type") if isinstance(block, dict) else None
+        if kind == "text":
+            texts.append(_text([block], at))
+        elif kind in _WRITTEN:
+            texts.append(_written(block, at))
+        elif kind == "image":
+            images.append((len(texts), _image(block, at)))
+        else:
+            raise invalid(at, f"{at} is {fields.shown(block)}; it has to be a block of type text, image, document or search_result")
+    return _with_images(texts, images)
+
+
+def _with_images(texts: list[str], images: list[tuple[int, Placed]]) -> str | list[Any]:
     """What is said, with the images where they stood."""
     if not images:
         return "\n".join(texts)
-    parts: list[dict[str, Any]] = [{"type": "text", "text": text} for text in texts]
+    parts: list[Any] = [{"type": "text", "text": text} for text in texts]
     for shift, (at, image) in enumerate(images):
         parts.insert(at + shift, image)
     return parts
 
 
-def _image(block: dict[str, Any], where: str) -> dict[str, Any]:
-    source = fields.mapping(block, "source")
+def _image(block: dict[str, Any], where: str) -> Placed:
+    source = fields.mapping(block, "source", within=where)
     kind, data = source.get("type"), source.get("data")
     if kind == "url":
-        return {"type": "image_url", "image_url": {"url": source.get("url")}}
+        return Placed({"type": "image_url", "image_url": {"url": source.get("url")}}, where)
     if kind != "base64" or not isinstance(data, str):
         raise ApiError(400, "unsupported_content", f"{where} is an image of type {fields.shown(kind)}; its source has to be of type base64", where)
-    return {"type": "image_url", "image_url": {"url": data}}
+    return Placed({"type": "image_url", "image_url": {"url": data}}, where)
+
+
+def _written(block: dict[str, Any], where: str) -> str:
+    return _document(block, where) if block["type"] == "document" else _search_result(block, where)
 
 
 def _document(block: dict[str, Any], where: str) -> str:
-    source = fields.mapping(block, "source")
+    source = fields.mapping(block, "source", within=where)
     kind, data = source.get("type"), source.get("data")
     if kind == "text" and isinstance(data, str):
         text = data
@@ -164,8 +190,13 @@ def _document(block: dict[str, Any], where: str) -> str:
         text = _text(source.get("content") or "", f"{where}.source.content")
     else:
         raise ApiError(400, "unsupported_content", f"{where} is a document of type {fields.shown(kind)}; this model takes text only", where)
-    title = fields.text(block, "title")
+    title = fields.text(block, "title", within=where)
     return f"{title}:\n{text}" if title else text
+
+
+def _search_result(block: dict[str, Any], where: str) -> str:
+    named = [value for name in ("title", "source") if (value := fields.text(block, name, within=where))]
+    return "\n".join([*named, _text(block.get("content") or "", f"{where}.content")])
 
 
 def _text(raw: Any, where: str) -> str:

@@ -64,12 +64,13 @@ def flag(body: Body, name: str, *, default: bool = False, within: str = "") -> b
     return value
 
 
-def text(body: Body, name: str, default: str | None = None) -> str | None:
+def text(body: Body, name: str, default: str | None = None, *, within: str = "") -> str | None:
     value = body.get(name)
     if value is None:
         return default
     if not isinstance(value, str):
-        raise invalid(name, f"{name} is {shown(value)}; it has to be a string")
+        full = f"{within}.{name}" if within else name
+        raise invalid(full, f"{full} is {shown(value)}; it has to be a string")
     return value
 
 
@@ -93,12 +94,13 @@ def texts(body: Body, name: str) -> list[str]:
     return value
 
 
-def mapping(body: Body, name: str) -> dict[str, Any]:
+def mapping(body: Body, name: str, *, within: str = "") -> dict[str, Any]:
     value = body.get(name)
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise invalid(name, f"{name} is {shown(value)}; it has to be an object")
+        full = f"{within}.{name}" if within else name
+        raise invalid(full, f"{full} is {shown(value)}; it has to be an object")
     return value
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -16,6 +17,14 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _SAME = {"developer": "system", "function": "tool"}
 """Roles that templates know by another name."""
 _TEXTS = ("text", "input_text", "output_text")
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A part of a message that came in by another API: `where` is what the client's own body calls it, for errors."""
+
+    part: Any
+    where: str
 
 
 def parse_messages(body: dict[str, Any], named: Sequence[str] | None = None, media: MediaParts | None = None) -> list[dict[str, Any]]:
@@ -67,7 +76,8 @@ def _content(raw: Any, where: str, media: MediaParts) -> str | list[dict[str, st
     beside = False
     for index, part in enumerate(raw):
         count = len(media.items)
-        text = _part(part, f"{where}[{index}]", media)
+        placed = part if isinstance(part, Placed) else Placed(part, f"{where}[{index}]")
+        text = _part(placed.part, placed.where, media)
         shown = len(media.items) > count
         # What is shown stands in the text: nothing comes between them.
         texts[-1:] = [texts[-1] + text] if texts and (shown or beside) else [*texts[-1:], text]

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from corral_server.openai import fields
 from corral_server.openai.errors import ApiError, invalid
 from corral_server.openai.known_fields import check_shared, check_text
+from corral_server.openai.messages import Placed
 from corral_server.openai.native_fields import NAMES
 from corral_server.openai.responses_tools import choice_of, joined_name, offered
 
@@ -116,7 +117,7 @@ def _item(found: list[tuple[dict[str, Any], str]], item: Any, where: str) -> Non
     elif kind in ("function_call_output", "custom_tool_call_output"):
         if not isinstance(item.get("call_id"), str):
             raise invalid(f"{where}.call_id", f"{where}.call_id is {fields.shown(item.get('call_id'))}; it has to be that of the call")
-        found.append(({"role": "tool", "tool_call_id": item.get("call_id") or "", "content": item.get("output")}, where))
+        found.append(({"role": "tool", "tool_call_id": item.get("call_id") or "", "content": _output(item.get("output"), f"{where}.output")}, where))
     elif kind == "reasoning":
         thought = _thought(item, where)
         if thinking:
@@ -148,6 +149,15 @@ def _call(item: dict[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(item.get("input"), str):
         raise invalid(f"{where}.input", f"{where}.input is {fields.shown(item.get('input'))}; it has to be a string")
     return {"id": item.get("call_id") or "", "type": kind, kind: {"name": name, "input": item["input"]}}
+
+
+def _output(raw: Any, where: str) -> str | list[Placed]:
+    """What a function gave back."""
+    if isinstance(raw, str):
+        return raw
+    if not isinstance(raw, list) or not raw:
+        raise invalid(where, f"{where} is {fields.shown(raw)}; it has to be a string or a list of at least one part")
+    return [Placed(part, f"{where}[{index}]") for index, part in enumerate(raw)]
 
 
 def _thought(item: dict[str, Any], where: str) -> str:
