@@ -18,7 +18,8 @@ import jinja2.parser
 import jinja2.sandbox
 
 from corral_server.channel import BlockingChannel
-from corral_server.schemas import UnusableSchemaError, schema_rules
+from corral_server.schema_counts import UnusableSchemaError
+from corral_server.schemas import schema_rules
 from corral_server.template_needs import Needs, fitted, needs_of
 
 _ROOM = 512 << 20
@@ -100,7 +101,7 @@ def main(sock: socket.socket) -> None:
             answer: dict[str, Any] = {"i": order["i"]}
             try:
                 if "schemas" in order:
-                    answer["text"] = "\n".join(schema_rules(schema, f"s{index}-") for index, schema in enumerate(order["schemas"]))
+                    answer["text"] = "\n".join(_rules(order["schemas"], order["names"]))
                 else:
                     answer["text"] = renderer.render(order)
             except UnusableSchemaError as error:
@@ -114,6 +115,17 @@ def main(sock: socket.socket) -> None:
             except Exception as error:
                 answer["error"] = f"the chat template failed: {type(error).__name__}: {error}"
             channel.send(answer)
+
+
+def _rules(schemas: list[Any], names: list[str]) -> list[str]:
+    """`names`: what the schemas are called in an error, if there is one for each."""
+    found = []
+    for index, schema in enumerate(schemas):
+        try:
+            found.append(schema_rules(schema, f"s{index}-"))
+        except UnusableSchemaError as error:
+            raise UnusableSchemaError(f"{names[index]}: {error}" if len(names) == len(schemas) else str(error)) from None
+    return found
 
 
 def _address_space() -> int:

@@ -1,7 +1,7 @@
 """Chat templates from the supervisor's side: asks the renderer process, kills it when it takes too long, starts another when it is needed."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from corral_server.nursery import Child, Nursery
@@ -45,9 +45,9 @@ class Rendering:
         """The prompt that a template makes; TemplateError says why it cannot."""
         return await self._ask("the chat template", {"template": template, "variables": variables})
 
-    async def rules(self, schemas: list[Any]) -> str:
-        """The grammar rules of JSON schemas; the first begins at `s0-root`, the next at `s1-root`, and so on."""
-        return await self._ask("the schema", {"schemas": schemas})
+    async def rules(self, schemas: list[Any], names: Sequence[str] = ()) -> str:
+        """The grammar rules of JSON schemas; the first begins at `s0-root`, the next at `s1-root`, and so on. An error has the schema's name."""
+        return await self._ask("the schema", {"schemas": schemas, "names": list(names)})
 
     async def _ask(self, what: str, order: dict[str, Any]) -> str:
         await self.start()

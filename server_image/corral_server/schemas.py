@@ -1,18 +1,19 @@
 """JSON schemas to grammar rules. Runs in the renderer's process, because a schema, too, may be made to take for ever.
 
-Over the converter of the bindings; adds the bounds of numbers that it leaves out, and names that keep several schemas apart.
+Over the converter of the bindings; adds the bounds of numbers and of properties that it leaves out, and names that keep several schemas apart.
 """
 
+import json
 import re
 from typing import Any
 
+from corral_server.schema_counts import Counts, UnusableSchemaError, counted, counts_of
+
 _LIMIT = 10**15
 _WHOLE = "whole-schema"
+_OTHERS = {"items", "prefixItems", "pattern", "format"}
+"""What makes a schema without a type one of something else than objects."""
 _NAMES = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|[A-Za-z][A-Za-z0-9-]*')
-
-
-class UnusableSchemaError(Exception):
-    """A JSON schema that cannot be made into a grammar."""
 
 
 def schema_rules(schema: Any, prefix: str) -> str:
@@ -23,7 +24,7 @@ def schema_rules(schema: Any, prefix: str) -> str:
         raise UnusableSchemaError("a schema has to be an object")
     try:
         schema = _self_named(schema)
-        converter = _converter()
+        converter = _converter(_places(schema))
         converter.resolve_refs(schema, "")
         converter.visit(schema, "")
         # The converter's strings may hold raw line breaks, which no JSON parser reads.
@@ -58,11 +59,36 @@ def _renamed(part: Any) -> Any:
     return [_renamed(v) for v in part] if isinstance(part, list) else part
 
 
-def _converter() -> Any:
-    from llama_cpp.llama_grammar import SchemaConverter  # noqa: PLC0415  imported with the first schema only
+def _places(schema: dict[str, Any]) -> dict[int, str]:
+    """Where each part of a schema stands, by its identity: `properties.a`."""
+    found: dict[int, str] = {}
+    waiting: list[tuple[Any, str]] = [(schema, "")]
+    while waiting:
+        part, path = waiting.pop()
+        if isinstance(part, dict):
+            found[id(part)] = path.removeprefix(f"$defs.{_WHOLE}").removeprefix(".")
+            waiting += [(value, f"{path}.{key}" if path else key) for key, value in part.items()]
+        elif isinstance(part, list):
+            waiting += [(value, f"{path}[{index}]") for index, value in enumerate(part)]
+    return found
+
+
+def _converter(places: dict[int, str]) -> Any:
+    from llama_cpp.llama_grammar import PRIMITIVE_RULES, SchemaConverter  # noqa: PLC0415  imported with the first schema only
 
     class Bounded(SchemaConverter):  # type: ignore[misc]
+        _place = ""
+        _counts = Counts()
+        """How many properties the object may have whose rule is made next."""
+
         def visit(self, schema: Any, name: str) -> Any:
+            outer, self._place = self._place, places.get(id(schema), self._place)
+            try:
+                return self._visited(schema, name)
+            finally:
+                self._place = outer
+
+        def _visited(self, schema: Any, name: str) -> Any:
             if schema is True:
                 schema = {}
             if not isinstance(schema, dict):
@@ -76,11 +102,89 @@ def _converter() -> Any:
                 low, high = _bounds(schema)
                 if low is not None or high is not None:
                     return self._add_rule(name or "root", f"({integer_range(low, high)}) space")
+            if schema.get("type", "object") == "object" and (counts := self._counts_of(schema)):
+                schema = self._held(schema, counts)
             if "type" not in schema and isinstance(schema.get("required"), list) and "properties" not in schema and "$ref" not in schema:
                 schema = {"type": "object", **schema}
-            return super().visit(_known(schema), name)
+            bare = schema.get("type") == "array" and not {"items", "prefixItems"} & schema.keys()
+            if schema.get("items") == {} or (bare and {"minItems", "maxItems"} & schema.keys()):
+                # The converter counts only items that something is said about.
+                schema = {**schema, "items": True}
+            known = _known(schema)
+            if name and not known:
+                # The converter would have an object where anything may stand.
+                return self._add_primitive("value", PRIMITIVE_RULES["value"])
+            found = super().visit(known, name)
+            if self._counts:
+                raise UnusableSchemaError(f"{self._counts} cannot be held beside what else is said there", self._place)
+            return found
+
+        def _counts_of(self, schema: dict[str, Any]) -> Counts:
+            """What a schema and those that hold with it say of the number of properties."""
+            place = places.get(id(schema), self._place)
+            found = counts_of(schema, place)
+            for part in _schemas(schema, "allOf"):
+                found &= self._counts_of(part)
+                if part.get("$ref") in self._refs:
+                    found &= self._counts_of(self._refs[part["$ref"]])
+                for other in (*_schemas(part, "anyOf"), *_schemas(part, "oneOf")):
+                    if counts := self._counts_of(other):
+                        raise UnusableSchemaError(f"{counts} cannot be held within allOf", places.get(id(other), place))
+            return found
+
+        def _held(self, schema: dict[str, Any], counts: Counts) -> dict[str, Any]:
+            """The same with the counts where a rule is made of them: at alternatives, at values, or kept for the object's own rule."""
+            if "$ref" in schema:
+                raise UnusableSchemaError(f"{counts} cannot be held beside $ref", self._place)
+            plain = {k: v for k, v in schema.items() if k not in ("minProperties", "maxProperties")}
+            for kind in ("oneOf", "anyOf"):
+                if kind in schema:
+                    alternatives = [{} if part is True else part for part in schema[kind]]
+                    return {**plain, kind: [{**part, **(self._counts_of(part) & counts).keywords()} for part in alternatives]}
+            if "const" in schema or isinstance(schema.get("enum"), list):
+                values = [schema["const"]] if "const" in schema else schema["enum"]
+                fitting = [value for value in values if not isinstance(value, dict) or len(value) in counts]
+                if not fitting:
+                    raise UnusableSchemaError(f"none of the values has {counts}", self._place)
+                return {**{k: v for k, v in plain.items() if k != "const"}, "enum": fitting}
+            if schema.get("additionalProperties", True) is True and not {"properties", "allOf"} & schema.keys():
+                if "type" not in schema and schema.keys() & _OTHERS:
+                    return plain
+                plain = {**plain, "type": "object", "properties": {}, "additionalProperties": True}
+            self._counts = counts
+            return plain
+
+        def _build_object_rule(self, properties: Any, required: Any, name: str, additional_properties: Any) -> str:
+            counts, self._counts = self._counts, Counts()
+            named = dict(properties)
+            if additional_properties is None and counts.low > len(named):
+                # Left out it means any. The converter leaves others out, which is too few here.
+                additional_properties = True
+            free = additional_properties is True or isinstance(additional_properties, dict)
+            needed = [key for key in named if key in required]
+            if counts.low <= len(needed) and (counts.high is None or (not free and counts.high >= len(named))):
+                return str(super()._build_object_rule(properties, required, name, additional_properties))
+            prefix = f"{name}{'-' if name else ''}"
+            rules = {}
+            for key, value in named.items():
+                rule = f'{self._format_literal(json.dumps(key))} space ":" space {self.visit(value, prefix + key)}'
+                rules[key] = self._add_rule(f"{prefix}{key}-kv", rule)
+            other = None
+            if free:
+                value = self.visit(additional_properties, f"{prefix}additional-value")
+                other = self._add_rule(f"{prefix}additional-kv", f'{self._add_primitive("string", PRIMITIVE_RULES["string"])} ":" space {value}')
+            inside = counted(
+                counts, [rules[key] for key in needed], [rules[key] for key in named if key not in required], other, self._place,
+                lambda rule: str(self._add_rule(f"{prefix}counted", rule)),
+            )  # fmt: skip
+            return f'"{{" space {inside} "}}" space'
 
     return Bounded(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
+
+
+def _schemas(schema: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    parts = schema.get(name)
+    return [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
 
 
 def _known(schema: dict[str, Any]) -> dict[str, Any]:

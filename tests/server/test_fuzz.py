@@ -24,6 +24,7 @@ FOUND = [
 ]
 OUTPUT = [{"type": "input_text", "text": "a"}, {"type": "input_file", "filename": "a.txt", "file_data": "data:text/plain;base64,YWI="}]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 1, "maximum": 20}, "b": {"enum": ["x", None]}}, "required": ["a"]}
+MAP = {"type": "object", "properties": {"a": SCHEMA}, "additionalProperties": {"type": "null"}, "minProperties": 1, "maxProperties": 2}
 SEEDS: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", {"model": "m", "messages": SAY, "max_tokens": 6, "temperature": 0.7, "top_p": 0.9, "n": 2, "stop": ["x"], "seed": 1}),
     (
@@ -161,6 +162,10 @@ SEEDS: list[tuple[str, dict[str, Any]]] = [
     (
         "/v1/responses",
         {"input": [{"type": "reasoning", "summary": [{"text": "x"}]}, {"role": "user", "content": "hi"}], "stream": True, "return_progress": True},
+    ),
+    (
+        "/v1/chat/completions",
+        {"messages": SAY, "response_format": {"type": "json_object", "schema": {"anyOf": [MAP, {"allOf": [MAP]}]}}, "max_tokens": 4},
     ),
     ("/v1/messages", {"max_tokens": 4, "messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": FOUND}]}]}),
     ("/v1/responses", {"max_output_tokens": 4, "input": [{"type": "function_call_output", "call_id": "c", "output": OUTPUT}]}),

@@ -227,7 +227,7 @@ async def _constraint(service: Service, body: dict[str, Any], prompt: Prompt, th
     if toolbox.choice == "auto" and dialect.shape in (Shape.BARE, Shape.HARMONY):
         # Nothing in these tells a call's beginning surely enough to start a grammar there; the reader takes what comes.
         return {}
-    rules = await service.rules(toolbox.schemas(), "tools")
+    rules = await service.rules(toolbox.schemas(), "tools", toolbox.allowed)
     roots = [f"s{i}-root" for i in range(len(toolbox.allowed))]
     parallel = dialect.parallel if toolbox.parallel is None else toolbox.parallel
     lazy = toolbox.choice == "auto" and dialect.shape is not Shape.GENERIC

@@ -1,6 +1,6 @@
 """What the endpoints share: the engine of the moment, the model's name, its template, the queue's bound."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -144,10 +144,10 @@ class Service:
             return {}
         return {"grammar": content_grammar(await self.rules([schema], param), "s0-root", thinking), "grammar_param": param}
 
-    async def rules(self, schemas: list[Any], param: str) -> str:
-        """Grammar rules of JSON schemas."""
+    async def rules(self, schemas: list[Any], param: str, names: Sequence[str] = ()) -> str:
+        """Grammar rules of JSON schemas; `names` tell several apart in an error."""
         try:
-            return await self._supervisor.rendering.rules(schemas)
+            return await self._supervisor.rendering.rules(schemas, names)
         except TemplateError as error:
             raise invalid(param, str(error)) from None
 
