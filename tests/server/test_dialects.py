@@ -202,6 +202,14 @@ def test_a_thought_comes_before_a_call():
         (formats.DEEPSEEK_ALL, formats.DEEPSEEK),
         ("<|start|>assistant<|channel|>", formats.HARMONY),
         ("functions … ' functools[' + calls", formats.FUNCTOOLS),
+        ("… <tool_call>\n<function=example>\n<parameter=", formats.QWEN_CODER),
+        ("… <seed:tool_call>\n<function=", formats.SEED),
+        ("… <tool_call>{name}\n<arg_key>", formats.GLM),
+        ('set begin = "<minimax:tool_call>" … <invoke name=', formats.MINIMAX),
+        ("set token = '｜DSML｜' … '<' + token + 'function_calls>'", formats.DSML),  # noqa: RUF001
+        ("set token = '｜DSML｜' … '<' + token + 'tool_calls>'", formats.DSML_4),  # noqa: RUF001
+        ("<|tool_calls_section_begin|><|tool_call_begin|>", formats.KIMI),
+        ("namespace ~ '<tool_call>' … '<invoke name='", formats.GENERIC),
         ("<|im_start|>", formats.GENERIC),
     ],
 )

@@ -1,48 +1,12 @@
 """The ways in which models write tool calls and thoughts, and how to tell from a chat template which one a model was trained on. Pure data."""
 
-from dataclasses import dataclass
-from enum import Enum
+from corral_server.dialects.shapes import Dialect, Shape, Tags, Thinking
+from corral_server.dialects.tagged_formats import DSML, DSML_4, GLM, KIMI, MINIMAX, QWEN_CODER, SEED
 
-
-class Shape(Enum):
-    """How the text of a call is built."""
-
-    OBJECTS = "objects"
-    """A marker, an object with name and arguments, a closing marker; again for the next call."""
-    ARRAY = "array"
-    """A marker and a list of such objects."""
-    BARE = "bare"
-    """The object alone is the answer."""
-    NAMED = "named"
-    """A marker, the name, a separator, the arguments alone."""
-    HARMONY = "harmony"
-    """Channels: the call is a message to `functions.NAME`."""
-    GENERIC = "generic"
-    """The model was not trained on tools: every answer is an object of our own, by grammar."""
-
-
-@dataclass(frozen=True)
-class Dialect:
-    name: str
-    shape: Shape
-    opening: str = ""
-    closing: str = ""
-    between: str = ""
-    """Between the arguments' end and the next call, inside one opening."""
-    separator: str = ""
-    """Between name and arguments, where the name stands alone."""
-    arguments_key: str = "arguments"
-    name_key: str = "name"
-    preserved: tuple[str, ...] = ()
-    """Special tokens that have to come out as text."""
-    parallel: bool = True
-
-
-@dataclass(frozen=True)
-class Thinking:
-    opening: str
-    closing: str
-
+__all__ = [
+    "COMMAND", "DEEPSEEK", "DSML", "DSML_4", "FUNCTOOLS", "GENERIC", "GLM", "GRANITE", "HARMONY", "HERMES", "KIMI", "LLAMA3", "MINIMAX", "MISTRAL",
+    "MISTRAL_ARGS", "NEMOTRON", "QWEN_CODER", "SEED", "Dialect", "Shape", "Tags", "Thinking", "dialect_of", "thinking_of",
+]  # fmt: skip
 
 DEEPSEEK_CALL, DEEPSEEK_CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"  # noqa: RUF001  the model's own characters
 DEEPSEEK_SEP = "<｜tool▁sep｜>"  # noqa: RUF001
@@ -70,16 +34,26 @@ COMMAND = Dialect(
 FUNCTOOLS = Dialect("functools", Shape.ARRAY, " functools")
 GENERIC = Dialect("generic", Shape.GENERIC, parallel=False)
 
-_TELLING: tuple[tuple[str, Dialect], ...] = (
-    ("<|channel|>", HARMONY),
-    (DEEPSEEK_ALL, DEEPSEEK),
-    ("<|START_ACTION|>", COMMAND),
-    ("[ARGS]", MISTRAL_ARGS),
-    ("[TOOL_CALLS]", MISTRAL),
-    (" functools[", FUNCTOOLS),
-    ("<TOOLCALL>", NEMOTRON),
-    ("<tool_call>", HERMES),
-    ("<|tool_call|>", GRANITE),
+# The marks that all have to be there; the first that fit tell, so what others contain comes later.
+_TELLING: tuple[tuple[tuple[str, ...], Dialect], ...] = (
+    (("<|channel|>",), HARMONY),
+    ((DEEPSEEK_ALL,), DEEPSEEK),
+    (("｜DSML｜", "tool_calls>"), DSML_4),  # noqa: RUF001
+    (("｜DSML｜",), DSML),  # noqa: RUF001
+    (("<|START_ACTION|>",), COMMAND),
+    (("[ARGS]",), MISTRAL_ARGS),
+    (("[TOOL_CALLS]",), MISTRAL),
+    ((" functools[",), FUNCTOOLS),
+    (("<TOOLCALL>",), NEMOTRON),
+    (("<|tool_calls_section_begin|>",), KIMI),
+    (("<minimax:tool_call>",), MINIMAX),
+    (("<seed:tool_call>",), SEED),
+    (("<tool_call>", "<arg_key>"), GLM),
+    (("<tool_call>", "<function="), QWEN_CODER),
+    # Tags of a form that is not read here, which our own does better than a guess.
+    (("<tool_call>", "<invoke "), GENERIC),
+    (("<tool_call>",), HERMES),
+    (("<|tool_call|>",), GRANITE),
 )
 _THOUGHTS = (
     Thinking("<think>", "</think>"),
@@ -91,10 +65,9 @@ _THOUGHTS = (
 
 def dialect_of(template: str) -> Dialect:
     """The dialect that a chat template speaks; the generic one when it knows no tools or an unknown form of them."""
-    for mark, dialect in _TELLING:
-        if mark in template:
-            # Some write the same marker around XML, which the generic form does better than a guess.
-            return GENERIC if dialect is HERMES and "<function=" in template else dialect
+    for marks, dialect in _TELLING:
+        if all(mark in template for mark in marks):
+            return dialect
     if "<|start_header_id|>" in template and "parameters" in template and "tools" in template:
         return LLAMA3
     return GENERIC

@@ -2,26 +2,19 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from corral_server.dialects.formats import DEEPSEEK_CALL, DEEPSEEK_CALL_END, Dialect, Shape, Thinking
+from corral_server.dialects.free_text import literal, up_to
+from corral_server.dialects.tagged_formats import KIMI_ARGUMENTS, KIMI_CALL, KIMI_CALL_END
+from corral_server.dialects.tagged_grammar import parameter_schemas, tagged_rules
 
 _MOST_CALLS = 16
 
 
-def literal(text: str) -> str:
-    """Text as a grammar's terminal."""
-    return json.dumps(text, ensure_ascii=False)
-
-
 def thought_rule(thinking: Thinking) -> str:
     """Anything up to and with the closing mark."""
-    mark = thinking.closing
-    parts = [literal(mark[:i]) + " [^" + _in_class(mark[i]) + "]" if i else "[^" + _in_class(mark[0]) + "]" for i in range(len(mark))]
-    return f"thought ::= ( {' | '.join(parts)} )* {literal(mark)} blank\n"
-
-
-def _in_class(character: str) -> str:
-    return "\\" + character if character in "[]^-\\" else character
+    return f"thought ::= thought-text blank\n{up_to('thought-text', thinking.closing)}"
 
 
 def content_grammar(rules: str, root: str, thinking: Thinking | None) -> str:
@@ -31,11 +24,24 @@ def content_grammar(rules: str, root: str, thinking: Thinking | None) -> str:
     return f"root ::= thought {root}\n{thought_rule(thinking)}blank ::= [ \\n]*\n{rules}"
 
 
+def ruled_schemas(dialect: Dialect, schemas: Sequence[Any]) -> list[Any]:
+    """The schemas of which a grammar of calls needs rules: of all arguments at once, or of each where they stand alone."""
+    return list(schemas) if dialect.tags is None else parameter_schemas(dialect.tags, schemas)
+
+
 def calls_grammar(
-    dialect: Dialect, names: Sequence[str], roots: Sequence[str], rules: str, *, parallel: bool, thinking: Thinking | None, content: bool = False
+    dialect: Dialect, names: Sequence[str], schemas: Sequence[Any], rules: str, *, parallel: bool, thinking: Thinking | None, content: bool = False
 ) -> str:
-    """Calls of the named functions; `roots` are the rules of their arguments. `content`: the generic dialect may answer in words instead."""
-    call = " | ".join(_call(dialect, name, root) for name, root in zip(names, roots, strict=True))
+    """Calls of the named functions, `schemas` being those of their arguments; `rules` were made of the `ruled_schemas`, beginning at `s0-root`.
+
+    `content`: the generic dialect may answer in words instead.
+    """
+    if dialect.tags is not None:
+        calls, more_rules = tagged_rules(dialect, dialect.tags, names, schemas)
+        rules = more_rules + rules
+    else:
+        calls = [_call(dialect, name, f"s{index}-root") for index, name in enumerate(names)]
+    call = " | ".join(calls)
     more = f"{{0,{_MOST_CALLS - 1}}}" if parallel else "{0,0}"
     body = _body(dialect, more if parallel else "")
     if dialect.shape is Shape.GENERIC and content:
@@ -59,6 +65,8 @@ def _call(dialect: Dialect, name: str, root: str) -> str:
         return f"{literal(DEEPSEEK_CALL)} ( {fenced} | {literal(name + dialect.separator)} {root} ) {literal(DEEPSEEK_CALL_END)}"
     if dialect.shape is Shape.NAMED:
         return f"{literal(dialect.opening + name + dialect.separator)} {root}"
+    if dialect.shape is Shape.SECTION:
+        return f"{literal(KIMI_CALL + 'functions.' + name + ':')} [0-9]{{1,3}} {literal(KIMI_ARGUMENTS)} {root} {literal(KIMI_CALL_END)}"
     if dialect.shape is Shape.HARMONY:
         return f"{literal('<|channel|>commentary to=functions.' + name + ' <|constrain|>json<|message|>')} {root}"
     if dialect.shape is Shape.OBJECTS:
@@ -73,7 +81,9 @@ def _body(dialect: Dialect, more: str) -> str:
     if shape is Shape.ARRAY:
         closing = f" {literal(dialect.closing)}" if dialect.closing else ""
         return f'{literal(dialect.opening)} blank "[" blank one-call{listed} blank "]"{closing}'
-    if shape is Shape.NAMED and dialect.closing:
+    if dialect.tags is not None and dialect.tags.nested:
+        return f'{literal(dialect.opening)} "\\n" one-call{again} {literal(dialect.closing)}'
+    if shape in (Shape.NAMED, Shape.SECTION) and dialect.closing:
         return f"{literal(dialect.opening)} one-call{again} {literal(dialect.closing)}"
     if shape is Shape.HARMONY:
         return "harmony-thought? one-call"

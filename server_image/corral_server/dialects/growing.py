@@ -77,7 +77,7 @@ class GrowingText:
                     self.emit(kind, before)
                 self.take(len(found[1]))
                 return found[1]
-            held = 0 if self.closed else max((_overlap(self.buffer, m) for m in marks), default=0)
+            held = 0 if self.closed else max((overlap(self.buffer, m) for m in marks), default=0)
             passed = self.take(len(self.buffer) - held)
             if kind:
                 self.emit(kind, passed)
@@ -245,7 +245,8 @@ def _unescaped(raw: str) -> str:
         return raw
 
 
-def _overlap(text: str, mark: str) -> int:
+def overlap(text: str, mark: str) -> int:
+    """How many characters at a text's end may be the beginning of a mark."""
     for length in range(min(len(text), len(mark) - 1), 0, -1):
         if mark.startswith(text[-length:]):
             return length

@@ -1,23 +1,32 @@
 """Calls that a mark announces, in the middle of words: Hermes, Mistral, DeepSeek and their like; and gpt-oss's channels."""
 
 import re
+from collections.abc import Mapping
 
 from corral_server.dialects.formats import DEEPSEEK_ALL_END, DEEPSEEK_CALL, DEEPSEEK_CALL_END, DEEPSEEK_SEP, Dialect, Shape
 from corral_server.dialects.growing import NAME, GrowingText, NotACallError, Steps
 from corral_server.dialects.objects import listed_objects, one_object
+from corral_server.dialects.parameters import Signature
+from corral_server.dialects.sections import section
+from corral_server.dialects.tagged import tagged_calls
 
 _TARGET = re.compile(r"to=(?:functions\.)?([\w.-]+)")
 
 
-def marked(text: GrowingText, dialect: Dialect) -> Steps:
-    """Words and calls, to the end."""
-    while (yield from text.until([dialect.opening], "text")):
+def marked(text: GrowingText, dialect: Dialect, functions: Mapping[str, Signature]) -> Steps:
+    """Words and calls, to the end; `functions` are those that may be called."""
+    while mark := (yield from text.until(dialect.marks, "text")):
         before, text.whole = text.calls, ""
+        if mark == dialect.short:
+            # The call itself begins with it.
+            text.buffer = mark + text.buffer
         try:
-            yield from _calls(text, dialect)
+            yield from _calls(text, dialect, functions)
         except NotACallError:
             if text.calls == before:
-                text.emit("text", dialect.opening + text.whole)
+                if mark == dialect.short:
+                    text.take(len(mark))
+                text.emit("text", mark + text.whole)
                 continue
         yield from _end_of_calls(text, dialect)
 
@@ -30,7 +39,11 @@ def _end_of_calls(text: GrowingText, dialect: Dialect) -> Steps:
             yield from text.spaces()
 
 
-def _calls(text: GrowingText, dialect: Dialect) -> Steps:
+def _calls(text: GrowingText, dialect: Dialect, functions: Mapping[str, Signature]) -> Steps:
+    if dialect.tags is not None:
+        return (yield from tagged_calls(text, dialect, dialect.tags, functions))
+    if dialect.shape is Shape.SECTION:
+        return (yield from section(text, functions))
     yield from text.spaces()
     if dialect.name == "deepseek":
         yield from _deepseek(text)
@@ -45,6 +58,7 @@ def _calls(text: GrowingText, dialect: Dialect) -> Steps:
         yield from text.spaces()
         if dialect.closing:
             yield from text.next_is(dialect.closing)
+    return None
 
 
 def _deepseek(text: GrowingText) -> Steps:

@@ -3,23 +3,29 @@
 What looked like a call and is none comes out as words: nothing that the model wrote is lost.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from corral_server.dialects.formats import Dialect, Shape, Thinking
 from corral_server.dialects.growing import SPACE, GrowingText, Part, Steps
 from corral_server.dialects.marked import channels, marked
 from corral_server.dialects.objects import bare, generic
+from corral_server.dialects.parameters import Signature, signature_of
 
 __all__ = ["Part", "Reader"]
 
 
 class Reader:
-    """One answer. `feed` what came, `finish` at its end; both give the parts that became certain."""
+    """One answer. `feed` what came, `finish` at its end; both give the parts that became certain.
+
+    `names` are the functions that may be called, `schemas` those of their arguments; where they are left out, nothing is known of any argument.
+    """
 
     def __init__(
         self,
         dialect: Dialect | None,
         names: Collection[str] = (),
+        schemas: Sequence[Any] = (),
         *,
         thinking: Thinking | None = None,
         open_thought: bool = False,
@@ -29,6 +35,7 @@ class Reader:
         """Whatever comes now is words: the caller may stop asking."""
         self._dialect = dialect
         self._names = names
+        self._schemas = schemas
         self._thinking = thinking
         self._text = GrowingText()
         self._over = False
@@ -75,7 +82,10 @@ class Reader:
         if thinking is not None and (open_thought or (yield from self._thought_begins(thinking))):
             text.in_thought = True
             yield from text.spaces()
-            yield from text.until([thinking.closing], "thought")
+            forgotten = dialect.marks if dialect is not None and dialect.ends_thought else []
+            mark = yield from text.until([thinking.closing, *forgotten], "thought")
+            if mark in forgotten:
+                text.buffer = mark + text.buffer
             text.in_thought = False
             yield from text.spaces()
         if dialect is None:
@@ -85,7 +95,11 @@ class Reader:
         elif dialect.shape is Shape.BARE:
             yield from bare(text, self._names)
         else:
-            yield from marked(text, dialect)
+            yield from marked(text, dialect, self._functions())
+
+    def _functions(self) -> dict[str, Signature]:
+        known = dict(zip(self._names, self._schemas, strict=False))
+        return {name: signature_of(known.get(name)) for name in self._names}
 
     def _thought_begins(self, thinking: Thinking) -> Steps:
         """Whether the answer begins with a thought; its mark is taken, and what is none is left with its blanks."""

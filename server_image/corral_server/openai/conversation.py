@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from corral_server.channel import Message
 from corral_server.dialects.formats import Dialect, Shape, Thinking, thinking_of
-from corral_server.dialects.grammars import calls_grammar
+from corral_server.dialects.grammars import calls_grammar, ruled_schemas
 from corral_server.dialects.reader import Part, Reader
 from corral_server.openai import fields
 from corral_server.openai.answers import unless_gone
@@ -122,8 +122,9 @@ class Conversation:
     own: NativeFields
 
     def reading(self) -> Reading:
-        reader = Reader(self.dialect, self.toolbox.allowed, thinking=self.thinking, open_thought=self.open_thought, harmony=self.harmony)
-        return Reading(reader, self.toolbox.customs)
+        box, thinking = self.toolbox, self.thinking
+        reader = Reader(self.dialect, box.allowed, box.schemas(), thinking=thinking, open_thought=self.open_thought, harmony=self.harmony)
+        return Reading(reader, box.customs)
 
     def said(self, finished: Finished) -> Said:
         reading = self.reading()
@@ -227,12 +228,12 @@ async def _constraint(service: Service, body: dict[str, Any], prompt: Prompt, th
     if toolbox.choice == "auto" and dialect.shape in (Shape.BARE, Shape.HARMONY):
         # Nothing in these tells a call's beginning surely enough to start a grammar there; the reader takes what comes.
         return {}
-    rules = await service.rules(toolbox.schemas(), "tools", toolbox.allowed)
-    roots = [f"s{i}-root" for i in range(len(toolbox.allowed))]
+    schemas = toolbox.schemas()
+    rules = await service.rules(ruled_schemas(dialect, schemas), "tools", toolbox.allowed)
     parallel = dialect.parallel if toolbox.parallel is None else toolbox.parallel
     lazy = toolbox.choice == "auto" and dialect.shape is not Shape.GENERIC
     grammar = calls_grammar(
-        dialect, toolbox.allowed, roots, rules,
+        dialect, toolbox.allowed, schemas, rules,
         parallel=parallel and not toolbox.named, thinking=None if lazy else thinking, content=toolbox.choice == "auto",
     )  # fmt: skip
     return {"grammar": grammar, "grammar_param": "tools", **({"triggers": [dialect.opening]} if lazy else {})}
