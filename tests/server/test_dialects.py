@@ -90,6 +90,16 @@ CASES = [
         ("ok", "", BOTH),
     ),
     ("gpt-oss", formats.HARMONY, HARMONY_TEXT, ("", "Need it.", OSLO)),
+    ("gpt-oss, to whom first", formats.HARMONY, ' to=functions.get_weather<|channel|>commentary json<|message|>{"city": "Oslo"}', ("", "", OSLO)),
+    (
+        "gpt-oss, to whom before the channel",
+        formats.HARMONY,
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant to=functions.get_weather<|channel|>commentary <|constrain|>json<|message|>"
+        '{"city": "Oslo"}',
+        ("", "Hm.", OSLO),
+    ),
+    ("gpt-oss, to nobody", formats.HARMONY, "<|channel|>commentary to=assistant<|message|>So.<|end|>", ("So.", "", [])),
+    ("gpt-oss, words", formats.HARMONY, " to=be", (" to=be", "", [])),
     (
         "gpt-oss, an answer",
         formats.HARMONY,

@@ -1,7 +1,7 @@
 """Calls that a mark announces, in the middle of words: Hermes, Mistral, DeepSeek and their like; and gpt-oss's channels."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from corral_server.dialects.formats import DEEPSEEK_ALL_END, DEEPSEEK_CALL, DEEPSEEK_CALL_END, DEEPSEEK_SEP, Dialect, Shape
 from corral_server.dialects.growing import NAME, GrowingText, NotACallError, Steps
@@ -10,6 +10,7 @@ from corral_server.dialects.parameters import Signature
 from corral_server.dialects.sections import section
 from corral_server.dialects.tagged import tagged_calls
 
+_ADDRESS = " to="
 _TARGET = re.compile(r"to=(?:functions\.)?([\w.-]+)")
 
 
@@ -87,22 +88,29 @@ def _named(text: GrowingText, name: str) -> Steps:
     yield from text.value(text.begin_call(name))
 
 
-def channels(text: GrowingText, *, calls: bool, thoughts: bool) -> Steps:
-    """gpt-oss: every message names its channel, and perhaps whom it is to."""
+def channels(text: GrowingText, *, names: Collection[str], thoughts: bool) -> Steps:
+    """gpt-oss: every message names its channel, and perhaps whom it is to, before or after that; `names` are the functions that may be called."""
     while True:
-        mark = yield from text.until(["<|channel|>", "<|start|>", "<|end|>"], "text")
-        if not mark:
+        while _ADDRESS.startswith(text.buffer) and not text.closed:
+            yield
+        mark = "" if text.buffer.startswith(_ADDRESS) else (yield from text.until(["<|channel|>", "<|start|>", "<|end|>"], "text"))
+        if not mark and not text.buffer:
             return
+        role = ""
         if mark != "<|channel|>":
-            yield from text.until(["<|channel|>"], None)
+            while "<|channel|>" not in text.buffer and not text.closed:
+                yield
+            if not mark and "<|channel|>" not in text.buffer:
+                return
+            role, _, text.buffer = text.buffer.partition("<|channel|>")
         while "<|message|>" not in text.buffer and not text.closed:
             yield
         if "<|message|>" not in text.buffer:
             text.buffer = ""
             return
         header, _, text.buffer = text.buffer.partition("<|message|>")
-        target = _TARGET.search(header)
-        if target and calls:
+        target = _TARGET.search(f"{role} {header}")
+        if target and target.group(1) in names:
             yield from text.value(text.begin_call(target.group(1)))
             continue
         kind = "thought" if "analysis" in header and thoughts else "text"

@@ -40,7 +40,9 @@ class Reader:
         self._text = GrowingText()
         self._over = False
         self._steps = (
-            channels(self._text, calls=dialect is not None, thoughts=thinking is not None) if harmony else self._answer(open_thought=open_thought)
+            channels(self._text, names=names if dialect is not None else (), thoughts=thinking is not None)
+            if harmony
+            else self._answer(open_thought=open_thought)
         )
         self._advance()
 
