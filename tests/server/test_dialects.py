@@ -94,8 +94,10 @@ CASES = [
     (
         "gpt-oss, to whom before the channel",
         formats.HARMONY,
-        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant to=functions.get_weather<|channel|>commentary <|constrain|>json<|message|>"
-        '{"city": "Oslo"}',
+        (
+            "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant to=functions.get_weather<|channel|>commentary <|constrain|>json<|message|>"
+            '{"city": "Oslo"}'
+        ),
         ("", "Hm.", OSLO),
     ),
     ("gpt-oss, to nobody", formats.HARMONY, "<|channel|>commentary to=assistant<|message|>So.<|end|>", ("So.", "", [])),
@@ -197,6 +199,14 @@ def test_thoughts_are_told_apart(size: int):
     assert said("<think>x</think>y") == ("<think>x</think>y", "")
 
 
+def test_a_thought_in_a_channel():
+    marks = formats.thinking_of("<|channel>thought\n<channel|>")
+    assert set(marks.preserved) == {"<|channel>", "<channel|>"}
+    text = "<|channel>thought\nHm.<channel|>Yes.<|tool_call>call:add{}<tool_call|>"
+    for size in (1, 4, len(text)):
+        assert read(formats.GEMMA, text, [size] * len(text), thinking=marks) == ("Yes.", "Hm.", [("add", "{}")])
+
+
 def test_a_thought_comes_before_a_call():
     text = '<think>Hm.</think>\n<tool_call>{"name": "add", "arguments": {}}</tool_call>'
     assert read(formats.HERMES, text, [1] * len(text), thinking=THINK) == ("", "Hm.", [("add", "{}")])
@@ -220,6 +230,12 @@ def test_a_thought_comes_before_a_call():
         ("set token = '｜DSML｜' … '<' + token + 'tool_calls>'", formats.DSML_4),  # noqa: RUF001
         ("<|tool_calls_section_begin|><|tool_call_begin|>", formats.KIMI),
         ("namespace ~ '<tool_call>' … '<invoke name='", formats.GENERIC),
+        ("'<|tool_call>call:' + name + '{'", formats.GEMMA),
+        ("<start_function_call>call:", formats.FUNCTION_GEMMA),
+        ("List of tools: <|tool_list_start|>[", formats.LFM),
+        ('<|im_start|> … "List of tools: ["', formats.LFM),
+        ("within <tool_call></tool_call>: <tool_calls>[{", formats.APRIEL),
+        ("<|start_header_id|> … tools … parameters … <function=", formats.GENERIC),
         ("<|im_start|>", formats.GENERIC),
     ],
 )

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from tests.server.harness import Server
 from tests.server.test_serving import events, strict
+from tests.support.gguf_files import sentence_model
 from tests.support.models import smollm2
 
 pytestmark = pytest.mark.model
@@ -57,6 +59,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with Server(smollm2().as_uri(), tmp_path_factory.mktemp("tagged"), engine=engine) as made:
         made.load()
         yield made
+
+
+def test_earlier_calls_are_told_where_the_template_leaves_them_out(tmp_path: Path):
+    template = "{# <|tool_list_start|> #}{% for m in messages %}[{{ m.role }}: {{ m.content }}]{% endfor %}"
+    function = {"name": "get_weather", "arguments": '{"city": "Rio", "sure": true}'}
+    history = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "Hm.", "tool_calls": [{"id": "a", "type": "function", "function": function}]},
+        {"role": "tool", "tool_call_id": "a", "content": "sunny"},
+    ]
+    with Server(sentence_model().as_uri(), tmp_path, engine={"chatTemplate": template}) as server:
+        server.load()
+        prompt = server.http.post("/apply-template", json={"messages": history, "tools": [WEATHER]}).json()["prompt"]
+    assert prompt == "[user: Weather?][assistant: Hm.<|tool_call_start|>[get_weather(city='Rio', sure=True)]<|tool_call_end|>][tool: sunny]"
 
 
 def test_a_call_in_tags_is_openais(server: Server):

@@ -4,8 +4,9 @@ from corral_server.dialects.shapes import Dialect, Shape, Tags, Thinking
 from corral_server.dialects.tagged_formats import DSML, DSML_4, GLM, KIMI, MINIMAX, QWEN_CODER, SEED
 
 __all__ = [
-    "COMMAND", "DEEPSEEK", "DSML", "DSML_4", "FUNCTOOLS", "GENERIC", "GLM", "GRANITE", "HARMONY", "HERMES", "KIMI", "LLAMA3", "MINIMAX", "MISTRAL",
-    "MISTRAL_ARGS", "NEMOTRON", "QWEN_CODER", "SEED", "Dialect", "Shape", "Tags", "Thinking", "dialect_of", "thinking_of",
+    "APRIEL", "COMMAND", "DEEPSEEK", "DSML", "DSML_4", "FUNCTION_GEMMA", "FUNCTOOLS", "GEMMA", "GENERIC", "GLM", "GRANITE", "HARMONY", "HERMES",
+    "KIMI", "LFM", "LLAMA3", "MINIMAX", "MISTRAL", "MISTRAL_ARGS", "NEMOTRON", "QWEN_CODER", "SEED", "Dialect", "Shape", "Tags", "Thinking",
+    "dialect_of", "thinking_of",
 ]  # fmt: skip
 
 DEEPSEEK_CALL, DEEPSEEK_CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"  # noqa: RUF001  the model's own characters
@@ -32,6 +33,15 @@ COMMAND = Dialect(
     preserved=("<|START_ACTION|>", "<|END_ACTION|>", "<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>"),
 )  # fmt: skip
 FUNCTOOLS = Dialect("functools", Shape.ARRAY, " functools")
+GEMMA = Dialect(
+    "gemma-4", Shape.BRACED, "<|tool_call>", "<tool_call|>", quote='<|"|>', preserved=("<|tool_call>", "<tool_call|>", '<|"|>'),
+)  # fmt: skip
+FUNCTION_GEMMA = Dialect(
+    "function-gemma", Shape.BRACED, "<start_function_call>", "<end_function_call>", quote="<escape>",
+    preserved=("<start_function_call>", "<end_function_call>", "<escape>"),
+)  # fmt: skip
+LFM = Dialect("lfm-2", Shape.PYTHON, "<|tool_call_start|>", "<|tool_call_end|>", preserved=("<|tool_call_start|>", "<|tool_call_end|>"))
+APRIEL = Dialect("apriel", Shape.ARRAY, "<tool_calls>", "</tool_calls>", preserved=("<tool_calls>", "</tool_calls>"))
 GENERIC = Dialect("generic", Shape.GENERIC, parallel=False)
 
 # The marks that all have to be there; the first that fit tell, so what others contain comes later.
@@ -48,18 +58,26 @@ _TELLING: tuple[tuple[tuple[str, ...], Dialect], ...] = (
     (("<|tool_calls_section_begin|>",), KIMI),
     (("<minimax:tool_call>",), MINIMAX),
     (("<seed:tool_call>",), SEED),
+    (("<tool_calls>[",), APRIEL),
     (("<tool_call>", "<arg_key>"), GLM),
     (("<tool_call>", "<function="), QWEN_CODER),
     # Tags of a form that is not read here, which our own does better than a guess.
     (("<tool_call>", "<invoke "), GENERIC),
     (("<tool_call>",), HERMES),
     (("<|tool_call|>",), GRANITE),
+    (("<|tool_call>", "call:"), GEMMA),
+    (("<start_function_call>",), FUNCTION_GEMMA),
+    # The first of these templates write no earlier calls, so only the list of tools tells.
+    (("<|tool_list_start|>",), LFM),
+    (("<|tool_call_start|>",), LFM),
+    (('"List of tools: ["', "<|im_start|>"), LFM),
 )
 _THOUGHTS = (
     Thinking("<think>", "</think>"),
     Thinking("[THINK]", "[/THINK]"),
     Thinking("<|START_THINKING|>", "<|END_THINKING|>"),
     Thinking("<seed:think>", "</seed:think>"),
+    Thinking("<|channel>thought", "<channel|>", ("<|channel>", "<channel|>")),
 )
 
 
@@ -69,7 +87,8 @@ def dialect_of(template: str) -> Dialect:
         if all(mark in template for mark in marks):
             return dialect
     if "<|start_header_id|>" in template and "parameters" in template and "tools" in template:
-        return LLAMA3
+        # Functionary was made from it, but writes calls in two ways of its own.
+        return GENERIC if "<function=" in template or "'>>>" in template else LLAMA3
     return GENERIC
 
 

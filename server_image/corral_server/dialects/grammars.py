@@ -6,6 +6,7 @@ from typing import Any
 
 from corral_server.dialects.formats import DEEPSEEK_CALL, DEEPSEEK_CALL_END, Dialect, Shape, Thinking
 from corral_server.dialects.free_text import literal, up_to
+from corral_server.dialects.listed_grammar import listed_rules, listed_schemas
 from corral_server.dialects.tagged_formats import KIMI_ARGUMENTS, KIMI_CALL, KIMI_CALL_END
 from corral_server.dialects.tagged_grammar import parameter_schemas, tagged_rules
 
@@ -26,6 +27,8 @@ def content_grammar(rules: str, root: str, thinking: Thinking | None) -> str:
 
 def ruled_schemas(dialect: Dialect, schemas: Sequence[Any]) -> list[Any]:
     """The schemas of which a grammar of calls needs rules: of all arguments at once, or of each where they stand alone."""
+    if dialect.shape in (Shape.BRACED, Shape.PYTHON):
+        return listed_schemas(dialect, schemas)
     return list(schemas) if dialect.tags is None else parameter_schemas(dialect.tags, schemas)
 
 
@@ -38,6 +41,9 @@ def calls_grammar(
     """
     if dialect.tags is not None:
         calls, more_rules = tagged_rules(dialect, dialect.tags, names, schemas)
+        rules = more_rules + rules
+    elif dialect.shape in (Shape.BRACED, Shape.PYTHON):
+        calls, more_rules = listed_rules(dialect, names, schemas)
         rules = more_rules + rules
     else:
         calls = [_call(dialect, name, f"s{index}-root") for index, name in enumerate(names)]
@@ -78,6 +84,9 @@ def _body(dialect: Dialect, more: str) -> str:
     again = f" ( blank one-call ){more}" if more else ""
     listed = f' ( "," blank one-call ){more}' if more else ""
     shape = dialect.shape
+    if shape is Shape.PYTHON:
+        others = f' ( ", " one-call ){more}' if more else ""
+        return f"{literal(dialect.opening + '[')} one-call{others} {literal(']' + dialect.closing)}"
     if shape is Shape.ARRAY:
         closing = f" {literal(dialect.closing)}" if dialect.closing else ""
         return f'{literal(dialect.opening)} blank "[" blank one-call{listed} blank "]"{closing}'

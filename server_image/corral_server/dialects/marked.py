@@ -3,10 +3,12 @@
 import re
 from collections.abc import Collection, Mapping
 
+from corral_server.dialects.braced import braced_call
 from corral_server.dialects.formats import DEEPSEEK_ALL_END, DEEPSEEK_CALL, DEEPSEEK_CALL_END, DEEPSEEK_SEP, Dialect, Shape
 from corral_server.dialects.growing import NAME, GrowingText, NotACallError, Steps
 from corral_server.dialects.objects import listed_objects, one_object
 from corral_server.dialects.parameters import Signature
+from corral_server.dialects.pythonic import pythonic_calls
 from corral_server.dialects.sections import section
 from corral_server.dialects.tagged import tagged_calls
 
@@ -43,6 +45,10 @@ def _end_of_calls(text: GrowingText, dialect: Dialect) -> Steps:
 def _calls(text: GrowingText, dialect: Dialect, functions: Mapping[str, Signature]) -> Steps:
     if dialect.tags is not None:
         return (yield from tagged_calls(text, dialect, dialect.tags, functions))
+    if dialect.shape is Shape.BRACED:
+        return (yield from braced_call(text, dialect.quote, functions))
+    if dialect.shape is Shape.PYTHON:
+        return (yield from pythonic_calls(text, functions))
     if dialect.shape is Shape.SECTION:
         return (yield from section(text, functions))
     yield from text.spaces()

@@ -3,12 +3,14 @@
 In such a form a string is written as it is, without quotes, and everything else as JSON. So it is the parameter's schema that tells what a value is.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 STRING = frozenset({"string"})
 ANYTHING = frozenset({"object", "array", "string", "number", "integer", "boolean", "null"})
+_ANY_OTHER = {"type": ["object", "array", "number", "boolean", "null"]}
 _DEFINED = ("$defs", "definitions")
 _DEEPEST = 32
 
@@ -49,6 +51,30 @@ class Signature:
         return next((p for p in self.parameters if p.name == name), self.extra or UNKNOWN)
 
 
+Root = Callable[[Any], str]
+"""The name of the rule that a schema begins at."""
+
+
+def ruled(schemas: Sequence[Any], needs_rule: Callable[[Parameter], bool]) -> list[Any]:
+    """The schemas of which a grammar needs rules, each once: of what the chosen parameters take beside strings."""
+    found: dict[str, Any] = {}
+    for signature in map(signature_of, schemas):
+        for parameter in (*signature.parameters, *([signature.extra] if signature.extra else [])):
+            if needs_rule(parameter):
+                found.setdefault(_key(parameter.others), parameter.others)
+    return list(found.values())
+
+
+def roots_of(schemas: Sequence[Any]) -> Root:
+    """The rules of these schemas, which were made in their order."""
+    names = {_key(schema): f"s{index}-root" for index, schema in enumerate(schemas)}
+    return lambda schema: names[_key(schema)]
+
+
+def _key(schema: Any) -> str:
+    return json.dumps(schema, sort_keys=True)
+
+
 def signature_of(schema: Any) -> Signature:
     """The parameters that a function's schema names. One that names none may get any, unless it says that there are no more."""
     whole = schema if isinstance(schema, dict) else {}
@@ -72,7 +98,7 @@ def _parameter(name: str, schema: Any, whole: Mapping[str, Any], *, required: bo
 def _taken_apart(schema: Any, whole: Mapping[str, Any], depth: int) -> tuple[frozenset[str], tuple[str, ...] | None, Any]:
     """The types of a schema's values, the strings among them where they are listed, and a schema of the rest."""
     if not isinstance(schema, dict) or depth > _DEEPEST:
-        return ANYTHING, None, {}
+        return ANYTHING, None, _ANY_OTHER
     schema = _followed(schema, whole)
     listed = schema["enum"] if isinstance(schema.get("enum"), list) else [schema["const"]] if "const" in schema else None
     if listed is not None:
@@ -93,7 +119,9 @@ def _taken_apart(schema: Any, whole: Mapping[str, Any], depth: int) -> tuple[fro
         kinds = frozenset.intersection(*(a[0] for a in apart)) or ANYTHING
         # What holds for strings together is not put together here: the first list of them is taken, the rest stays whole.
         return kinds, next((a[1] for a in apart if a[1] is not None), None), apart[0][2] if len(apart) == 1 else schema
-    return ANYTHING, None, schema
+    if schema.keys() & {"properties", "additionalProperties", "required"}:
+        return frozenset({"object"}), None, schema
+    return (frozenset({"array"}), None, schema) if schema.keys() & {"items", "prefixItems"} else (ANYTHING, None, _ANY_OTHER)
 
 
 def _either(parts: list[tuple[frozenset[str], tuple[str, ...] | None, Any]]) -> tuple[frozenset[str], tuple[str, ...] | None, Any]:

@@ -17,6 +17,10 @@ class Shape(Enum):
     """A marker, the name, a separator, the arguments alone."""
     TAGGED = "tagged"
     """The name and each argument within tags of its own; strings stand there as they are."""
+    BRACED = "braced"
+    """`call:NAME{key:value}`, strings between marks of their own."""
+    PYTHON = "python"
+    """A list of calls as Python writes them."""
     SECTION = "section"
     """A section of calls, each with a mark, the name, a separator and the arguments."""
     HARMONY = "harmony"
@@ -67,6 +71,8 @@ class Dialect:
     """Special tokens that have to come out as text."""
     parallel: bool = True
     tags: Tags | None = None
+    quote: str = ""
+    """Stands around strings, where they are not in quotes."""
     short: str = ""
     """What some calls begin with whose model leaves the opening out."""
     ends_thought: bool = False
@@ -82,3 +88,10 @@ class Dialect:
 class Thinking:
     opening: str
     closing: str
+    special: tuple[str, ...] = ()
+    """Special tokens of the marks; where it is empty, the marks themselves."""
+
+    @property
+    def preserved(self) -> tuple[str, ...]:
+        """Special tokens that have to come out as text."""
+        return self.special or (self.opening, self.closing)

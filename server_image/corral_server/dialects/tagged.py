@@ -8,11 +8,11 @@ import re
 from collections.abc import Mapping, Sequence
 
 from corral_server.dialects.formats import Dialect, Tags
-from corral_server.dialects.growing import NAME, SPACE, GrowingText, NotACallError, Steps, overlap
+from corral_server.dialects.growing import SPACE, GrowingText, NotACallError, Steps, overlap
 from corral_server.dialects.parameters import STRING, Signature
+from corral_server.dialects.peeking import goes_on, name_at, next_of, past
 from corral_server.dialects.plain_values import json_value, may_be_json, quoted
 
-_NAME = re.compile(rf"[{SPACE}]*({NAME.pattern})")
 _KEY = re.compile(r'[^<>"\r\n]{1,256}')
 
 
@@ -24,24 +24,19 @@ def tagged_calls(text: GrowingText, dialect: Dialect, tags: Tags, functions: Map
         if not tags.nested or end != tags.called:
             return
         # Another call in the same opening, or its end, which the caller takes.
-        if (yield from _next(text, 0, (tags.call, dialect.closing))) != tags.call:
+        if (yield from next_of(text, 0, (tags.call, dialect.closing))) != tags.call:
             return
 
 
 def _name(text: GrowingText, dialect: Dialect, tags: Tags, functions: Mapping[str, Signature]) -> Steps:
     """The name of a call that surely is one; its head is taken."""
-    at = yield from _past(text, 0, tags.call)
-    while (found := _NAME.match(text.buffer, at)) is None or found.end() == len(text.buffer):
-        if text.closed or (found is None and text.buffer[at:].strip(SPACE)):
-            break
-        yield
-    if found is None or found[1] not in functions:
-        raise NotACallError
-    at = yield from _past(text, found.end(), tags.named)
-    yield from _next(text, at, (tags.key, *_ends(dialect, tags)))
+    at = yield from past(text, 0, tags.call)
+    name, at = yield from name_at(text, at, functions)
+    at = yield from past(text, at, tags.named)
+    yield from next_of(text, at, (tags.key, *_ends(dialect, tags)))
     text.take(at)
-    text.begin_call(found[1])
-    return found[1]
+    text.begin_call(name)
+    return name
 
 
 def _arguments(text: GrowingText, dialect: Dialect, tags: Tags, signature: Signature) -> Steps:
@@ -49,7 +44,7 @@ def _arguments(text: GrowingText, dialect: Dialect, tags: Tags, signature: Signa
     index, between = text.calls - 1, "{"
     ends = _ends(dialect, tags)
     while True:
-        mark = yield from _next(text, 0, (tags.key, *ends))
+        mark = yield from next_of(text, 0, (tags.key, *ends))
         if mark in ends:
             text.take(text.buffer.index(mark) + len(mark))
             text.emit("arguments", "}" if between != "{" else "{}", index)
@@ -72,20 +67,20 @@ def _arguments(text: GrowingText, dialect: Dialect, tags: Tags, signature: Signa
 
 def _key(text: GrowingText, tags: Tags) -> Steps:
     """The name of an argument, and its type where the tag says it; everything up to the value is taken."""
-    at = yield from _past(text, 0, tags.key)
+    at = yield from past(text, 0, tags.key)
     while (found := _KEY.match(text.buffer, at)) is None or found.end() == len(text.buffer):
         if text.closed or len(text.buffer) > at + 256 or (found is None and len(text.buffer) > at):
             raise NotACallError
         yield
     at = found.end()
     for tag in tags.keyed:
-        at = yield from _past(text, at, tag)
+        at = yield from past(text, at, tag)
     kinds = None
     if tags.typed:
-        said = yield from _next(text, at, ('true">', 'false">'))
+        said = yield from next_of(text, at, ('true">', 'false">'))
         if not said:
             raise NotACallError
-        at = yield from _past(text, at, said)
+        at = yield from past(text, at, said)
         kinds = STRING if said == 'true">' else frozenset({"object"})
     if tags.padded:
         while len(text.buffer) == at and not text.closed:
@@ -124,7 +119,7 @@ def _extent(text: GrowingText, tags: Tags, following: Sequence[str]) -> tuple[in
     """
     buffer, start = text.buffer, 0
     while (at := buffer.find(tags.valued, start)) >= 0:
-        ends = _goes_on(text, at + len(tags.valued), following)
+        ends = goes_on(text, at + len(tags.valued), following)
         if ends is not False:
             return at - (tags.padded and buffer[at - 1 : at] == "\n"), at if ends else -1
         start = at + len(tags.valued)
@@ -132,32 +127,6 @@ def _extent(text: GrowingText, tags: Tags, following: Sequence[str]) -> tuple[in
     return len(buffer) - held, -1
 
 
-def _goes_on(text: GrowingText, at: int, marks: Sequence[str]) -> bool | None:
-    """Whether one of the marks follows, blanks aside; None while that is not certain."""
-    rest = text.buffer[at:].lstrip(SPACE)
-    if rest.startswith(tuple(marks)):
-        return True
-    possible = any(mark.startswith(rest) for mark in marks)
-    return possible if text.closed or not possible else None
-
-
 def _ends(dialect: Dialect, tags: Tags) -> tuple[str, ...]:
     """What ends a call: some leave the inner tag out."""
     return (tags.called, dialect.closing) if tags.called else (dialect.closing,)
-
-
-def _next(text: GrowingText, at: int, marks: Sequence[str]) -> Steps:
-    """Which of the marks follows, blanks aside; nothing when the text ends where one could still come."""
-    while (found := _goes_on(text, at, marks)) is None:
-        yield
-    if not found:
-        raise NotACallError
-    rest = text.buffer[at:].lstrip(SPACE)
-    return next((mark for mark in marks if rest.startswith(mark)), "")
-
-
-def _past(text: GrowingText, at: int, mark: str) -> Steps:
-    """The place behind a mark that has to follow, blanks aside."""
-    if (yield from _next(text, at, (mark,))) != mark:
-        raise NotACallError
-    return text.buffer.index(mark, at) + len(mark)

@@ -3,43 +3,31 @@
 The arguments come in the order of the schema; those that it does not require may be left out. Bounds and patterns of free text are not enforced.
 """
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from corral_server.dialects.free_text import literal, name_but, up_to
-from corral_server.dialects.parameters import STRING, Parameter, Signature, signature_of
+from corral_server.dialects.parameters import STRING, Parameter, Root, Signature, roots_of, ruled, signature_of
 from corral_server.dialects.shapes import Dialect, Tags
 
 _MOST_EXTRA = 16
-Root = Callable[[Any], str]
 
 
 def parameter_schemas(tags: Tags, schemas: Sequence[Any]) -> list[Any]:
     """The schemas of which rules are needed, each once: of the arguments that may be something else than a string."""
-    found: dict[str, Any] = {}
-    for schema in schemas:
-        signature = signature_of(schema)
-        for parameter in (*signature.parameters, *([signature.extra] if signature.extra else [])):
-            if _needs_rule(tags, parameter):
-                found.setdefault(_key(parameter.others), parameter.others)
-    return list(found.values())
+    return ruled(schemas, lambda p: _needs_rule(tags, p))
 
 
 def tagged_rules(dialect: Dialect, tags: Tags, names: Sequence[str], schemas: Sequence[Any]) -> tuple[list[str], str]:
     """An expression of a call of each of the functions, and the rules that they use beside those of `parameter_schemas`."""
-    numbers = {_key(schema): f"s{index}-root" for index, schema in enumerate(parameter_schemas(tags, schemas))}
-    calls = [_call(dialect, tags, name, signature_of(schema), lambda s: numbers[_key(s)]) for name, schema in zip(names, schemas, strict=True)]
+    root = roots_of(parameter_schemas(tags, schemas))
+    calls = [_call(dialect, tags, name, signature_of(schema), root) for name, schema in zip(names, schemas, strict=True)]
     return calls, up_to("free-text", tags.valued)
 
 
 def _needs_rule(tags: Tags, parameter: Parameter) -> bool:
     # Free text has room for any value, and is read as what it is, unless the tag says what it is.
     return bool(parameter.kinds - STRING) and (tags.typed or not parameter.is_free)
-
-
-def _key(schema: Any) -> str:
-    return json.dumps(schema, sort_keys=True)
 
 
 def _call(dialect: Dialect, tags: Tags, name: str, signature: Signature, root: Root) -> str:

@@ -212,7 +212,7 @@ def _thought_limit(body: dict[str, Any], prompt: Prompt, marks: Thinking) -> dic
 
 def _preserved(prompt: Prompt, marks: Thinking, thinking: Thinking | None) -> list[str]:
     found = list(prompt.dialect.preserved) if prompt.toolbox.callable or prompt.dialect.shape is Shape.HARMONY else []
-    return found + ([marks.opening, marks.closing] if thinking is not None else [])
+    return found + (list(marks.preserved) if thinking is not None else [])
 
 
 async def _constraint(service: Service, body: dict[str, Any], prompt: Prompt, thinking: Thinking | None) -> dict[str, Any]:

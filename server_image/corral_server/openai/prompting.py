@@ -7,7 +7,8 @@ from typing import Any
 import orjson
 
 from corral_server.decoding import MediaItem
-from corral_server.dialects.formats import COMMAND, GENERIC, Dialect, Thinking, dialect_of, thinking_of
+from corral_server.dialects.formats import COMMAND, GENERIC, Dialect, Shape, Thinking, dialect_of, thinking_of
+from corral_server.dialects.pythonic import written
 from corral_server.openai import fields
 from corral_server.openai.continuing import beginning_of, with_beginning
 from corral_server.openai.errors import invalid
@@ -60,6 +61,8 @@ async def render_prompt(service: Service, body: dict[str, Any], named: Sequence[
         if tools:
             messages = _told(messages, tools, toolbox)
             tools = tools if "tools" in template else None
+    elif dialect.shape is Shape.PYTHON and "tool_calls" not in template:
+        messages = _in_its_form(messages, dialect)
     if begun is None and not fields.flag(body, "add_generation_prompt", default=True):
         extra["add_generation_prompt"] = False
     text = await service.render(messages, tools, extra, with_tools=toolbox.callable)
@@ -104,6 +107,16 @@ def _in_words(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
             plain.append({"role": "user", "content": "Result of the function: " + joined(message["content"])})
         else:
             plain.append(message)
+    return plain
+
+
+def _in_its_form(messages: list[dict[str, Any]], dialect: Dialect) -> list[dict[str, Any]]:
+    """Calls as the model writes them, for templates that leave earlier ones out."""
+    plain = []
+    for message in messages:
+        calls = [(c["function"]["name"], c["function"]["arguments"]) for c in message.get("tool_calls") or ()]
+        said = f"{joined(message['content'])}{dialect.opening}[{written(calls)}]{dialect.closing}" if calls else message["content"]
+        plain.append({**message, "content": said})
     return plain
 
 
