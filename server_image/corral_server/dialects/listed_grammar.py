@@ -60,12 +60,13 @@ def _arguments(dialect: Dialect, prefix: str, signature: Signature, root: Root) 
     # Gemma's template shows the model its earlier calls so.
     parameters = sorted(signature.parameters, key=lambda p: p.name.lower()) if braced else signature.parameters
     last = len(parameters)
-    begin, more = '""', '""'
-    if signature.extra is not None:
-        extra = f"{name_but([p.name for p in parameters])} {literal(sign)} {_value(dialect, signature.extra, root)}"
-        begin = f"( {extra} ( {literal(between)} {extra} ){{0,{_MOST_EXTRA - 1}}} )?"
-        more = f"( {literal(between)} {extra} ){{0,{_MOST_EXTRA}}}"
-    rules = [f"{prefix}-begin-{last} ::= {begin}", f"{prefix}-more-{last} ::= {more}"]
+    rules, begin, more = [], '""', '""'
+    other = name_but([p.name for p in parameters])
+    if signature.extra is not None and other:
+        rules.append(f"{prefix}-extra ::= {other} {literal(sign)} {_value(dialect, signature.extra, root)}")
+        begin = f"( {prefix}-extra ( {literal(between)} {prefix}-extra ){{0,{_MOST_EXTRA - 1}}} )?"
+        more = f"( {literal(between)} {prefix}-extra ){{0,{_MOST_EXTRA}}}"
+    rules += [f"{prefix}-begin-{last} ::= {begin}", f"{prefix}-more-{last} ::= {more}"]
     for index, parameter in enumerate(parameters):
         one = f"{literal(parameter.name + sign)} {_value(dialect, parameter, root)}"
         skipped = "" if parameter.required else f" | {prefix}-begin-{index + 1}"

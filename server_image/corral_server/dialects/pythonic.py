@@ -109,33 +109,26 @@ def _ends(text: GrowingText) -> bool | None:
 
 def _value(text: GrowingText, index: int) -> Steps:
     """Anything but a string, when it is whole."""
-    while (end := _end_of_value(text.buffer)) < 0 and not text.closed:
+    at, depth, quote = 0, 0, ""
+    while True:
+        while at < len(text.buffer):
+            character = text.buffer[at]
+            if quote:
+                # What is escaped ends no string, also where it has not come yet.
+                at += character == "\\"
+                quote = "" if character == quote else quote
+            elif character in "\"'":
+                quote = character
+            elif depth == 0 and character in ",)]}":
+                text.emit("arguments", json_value(text.take(at).strip(SPACE), _JSON), index)
+                return
+            else:
+                depth += (character in "([{") - (character in ")]}")
+            at += 1
+        if text.closed:
+            text.emit("arguments", text.rest(), index)
+            raise NotACallError
         yield
-    if end < 0:
-        text.emit("arguments", text.rest(), index)
-        raise NotACallError
-    text.emit("arguments", json_value(text.take(end).strip(SPACE), _JSON), index)
-
-
-def _end_of_value(buffer: str) -> int:
-    depth, quote, escaped = 0, "", False
-    for at, character in enumerate(buffer):
-        if quote:
-            if escaped:
-                escaped = False
-            elif character == "\\":
-                escaped = True
-            elif character == quote:
-                quote = ""
-        elif character in "\"'":
-            quote = character
-        elif character in "([{":
-            depth += 1
-        elif depth == 0 and character in ",)]}":
-            return at
-        elif character in ")]}":
-            depth -= 1
-    return -1
 
 
 def written(calls: list[tuple[str, dict[str, object]]]) -> str:

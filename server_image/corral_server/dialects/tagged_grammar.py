@@ -36,8 +36,8 @@ def _call(dialect: Dialect, tags: Tags, name: str, signature: Signature, root: R
     parts = [] if nested else [literal(dialect.opening), line if tags.call else ""]
     parts += [literal(tags.call + name + tags.named), line]
     parts += [_argument(tags, literal(p.name), p, root) + ("" if p.required else "?") for p in signature.parameters]
-    if signature.extra is not None:
-        other = name_but([p.name for p in signature.parameters])
+    other = name_but([p.name for p in signature.parameters])
+    if signature.extra is not None and other:
         parts.append(f"{_argument(tags, other, signature.extra, root)}{{0,{_MOST_EXTRA}}}")
     parts += [literal(tags.called), line] if tags.called else []
     return " ".join(part for part in (*parts, "" if nested else literal(dialect.closing)) if part)
