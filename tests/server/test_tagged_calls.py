@@ -202,6 +202,18 @@ def test_strings_stream_as_they_come(dialect: Dialect, write):
     assert "".join(p.text for p in made.feed(tail)) == '"}'
 
 
+@every_form
+@pytest.mark.parametrize("name", [" ", "a<b", ""])
+def test_a_call_that_breaks_off_is_closed_and_the_rest_is_said(dialect: Dialect, write, name: str):
+    text = write(("plan", {"city": "Oslo", "note": "x"})).replace("note", name) + " So."
+    for size in (1, 6, len(text)):
+        said, _, calls = read(dialect, text, [size] * len(text))
+        assert calls == [("plan", '{"city": "Oslo"}')]
+        assert said in text
+        assert said.startswith(dialect.tags.key)
+        assert said.endswith(" So.")
+
+
 def test_the_tag_around_a_call_may_be_missing():
     bare = qwen(("plan", {"city": "Oslo"})).removeprefix("<tool_call>\n")
     assert read(formats.QWEN_CODER, "So: " + bare) == ("So: ", "", [("plan", '{"city": "Oslo"}')])

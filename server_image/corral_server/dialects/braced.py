@@ -63,17 +63,12 @@ def _closes(text: GrowingText, closing: str) -> Steps:
 
 
 def _key(text: GrowingText, quote: str) -> Steps:
-    if (yield from text.next_is(quote)):
-        key, _ = yield from text.text_to([quote])
-        yield from text.spaces()
-        if not (yield from text.next_is(":")):
-            raise NotACallError
-        return key
     while (found := _KEY.match(text.buffer)) is not None and found.end() == len(text.buffer) and not text.closed:
         yield
     if found is None or text.buffer[found.end() : found.end() + 1] != ":":
         raise NotACallError
-    return text.take(found.end() + 1)[:-1].strip(SPACE).strip('"')
+    # Some quote it all the same.
+    return text.take(found.end() + 1)[:-1].strip(SPACE).removeprefix(quote).removesuffix(quote).strip('"')
 
 
 def _value(text: GrowingText, index: int, quote: str, depth: int) -> Steps:

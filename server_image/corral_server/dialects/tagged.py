@@ -72,6 +72,8 @@ def _key(text: GrowingText, tags: Tags) -> Steps:
         if text.closed or len(text.buffer) > at + 256 or (found is None and len(text.buffer) > at):
             raise NotACallError
         yield
+    if not found[0].strip():
+        raise NotACallError
     at = found.end()
     for tag in tags.keyed:
         at = yield from past(text, at, tag)
