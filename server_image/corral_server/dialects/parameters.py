@@ -11,6 +11,7 @@ from typing import Any
 STRING = frozenset({"string"})
 ANYTHING = frozenset({"object", "array", "string", "number", "integer", "boolean", "null"})
 _ANY_OTHER = {"type": ["object", "array", "number", "boolean", "null"]}
+_TELLING = {"object": {"properties", "additionalProperties", "required"}, "array": {"items", "prefixItems"}}
 _DEFINED = ("$defs", "definitions")
 _DEEPEST = 32
 
@@ -119,9 +120,9 @@ def _taken_apart(schema: Any, whole: Mapping[str, Any], depth: int) -> tuple[fro
         kinds = frozenset.intersection(*(a[0] for a in apart)) or ANYTHING
         # What holds for strings together is not put together here: the first list of them is taken, the rest stays whole.
         return kinds, next((a[1] for a in apart if a[1] is not None), None), apart[0][2] if len(apart) == 1 else schema
-    if schema.keys() & {"properties", "additionalProperties", "required"}:
-        return frozenset({"object"}), None, schema
-    return (frozenset({"array"}), None, schema) if schema.keys() & {"items", "prefixItems"} else (ANYTHING, None, _ANY_OTHER)
+    # Strictly anything may come there, but nobody means that.
+    told = next((kind for kind, keys in _TELLING.items() if schema.keys() & keys), "")
+    return (frozenset({told}), None, {**schema, "type": told}) if told else (ANYTHING, None, _ANY_OTHER)
 
 
 def _either(parts: list[tuple[frozenset[str], tuple[str, ...] | None, Any]]) -> tuple[frozenset[str], tuple[str, ...] | None, Any]:
