@@ -31,7 +31,7 @@ class Keys:
         raw = self._private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
         return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
-    def sign(self, scope: str, *, epoch: int = 1, audience: str = POD, lifetime: float = 600, issuer: str = "corral") -> str:
+    def sign(self, scope: str, *, epoch: int = 1, audience: str = POD, lifetime: float = 86_400, issuer: str = "corral") -> str:
         now = int(time.time())
         claims = {"iss": issuer, "aud": audience, "scope": scope, "epoch": epoch, "iat": now, "exp": int(now + lifetime)}
         return jwt.encode(claims, self._private, algorithm="EdDSA")

@@ -21,7 +21,7 @@ class Wire:
 
 
 def step(client: EngineClient, *events: dict) -> None:
-    client.dispatch({"queued": 0, "active": 1, "e": list(events), "figures": {"decodes": 1, "busy": 1, "held": 1}})
+    client.dispatch({"queued": 0, "active": 1, "e": list(events), "figures": {"decodes": 1, "busy": 1, "held": 1, "threads": 1}})
 
 
 async def test_when_one_answer_fails_nobody_waits_for_the_others():
