@@ -18,6 +18,8 @@ _WINDOW = 0.25
 """Seconds of work after which the count is judged."""
 _LEAST = 0.1
 """Seconds from which what was idle in them says anything: the kernel counts it in hundredths of a second."""
+_LOOKS, _BETWEEN = 5, 0.0005
+"""How often it is looked who is at work, and the seconds between: nobody who only hands something over is seen in all of them."""
 _TASKS = Path("/proc/self/task")
 _STAT = Path("/proc/stat")
 
@@ -29,8 +31,6 @@ class Reading(NamedTuple):
     """Seconds that the threads of this process could have run and did not."""
     idle: float
     """Seconds that the processors which it may use had nothing to do."""
-    free: int
-    """Processors that nobody else wants at this moment; 0 where some are not ours to use, since only all are told."""
 
 
 _NOTHING = 0.0, 0.0, 0.0
@@ -40,6 +40,7 @@ class Threads:
     def __init__(self, contexts: Sequence[Any], most: int, loading: Reading | None) -> None:
         """`loading`: from the beginning of the load."""
         self._contexts = contexts
+        self._most = most
         self._crowding = Crowding(most, random.random)
         self._count = most
         self._watching = most > 1
@@ -96,7 +97,7 @@ class Threads:
         now = read()
         if now is not None and now.at - resting.at >= _LEAST:
             before = used + (now.idle - resting.idle) / (now.at - resting.at)
-            self._set(self._crowding.begins(max(before, now.free)))
+            self._set(self._crowding.begins(before if before >= self._most - 0.5 else max(before, _free())))
             # It may be out of date by now.
             self._window, self._span = _NOTHING, _LEAST
         return now
@@ -120,7 +121,7 @@ class Threads:
 def read() -> Reading | None:
     """What the kernel has counted until now; None where it counts nothing."""
     try:
-        return Reading(time.monotonic(), _waited(), *_processors())
+        return Reading(time.monotonic(), _waited(), _idle())
     except (OSError, ValueError, IndexError):
         return None
 
@@ -136,15 +137,26 @@ def _waited() -> float:
     return total / 1e9
 
 
-def _processors() -> tuple[float, int]:
-    """`idle` and `free` of a reading."""
-    ours = os.sched_getaffinity(0)
-    idle, running, count = 0, 1, 0
-    for line in _STAT.read_text().splitlines():
-        fields = line.split()
-        if line.startswith("cpu") and fields[0] != "cpu":
-            count += 1
-            idle += int(fields[4]) + int(fields[5]) if int(fields[0][3:]) in ours else 0
-        elif fields and fields[0] == "procs_running":
-            running = int(fields[1])
-    return idle / os.sysconf("SC_CLK_TCK"), count - running + 1 if len(ours) == count else 0
+def _idle() -> float:
+    ours = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    lines = (line.split() for line in _STAT.read_text().splitlines() if line.startswith("cpu"))
+    return sum(int(fields[4]) + int(fields[5]) for fields in lines if fields[0] in ours) / os.sysconf("SC_CLK_TCK")
+
+
+def _free() -> int:
+    """Processors that nobody else wants at this moment; 0 where some are not ours to use, since only the sum over all is told.
+
+    Whoever has just handed over a request, or waits to, is at work for a moment only: another engine is for longer.
+    """
+    count = os.cpu_count() or 1
+    if len(os.sched_getaffinity(0)) < count:
+        return 0
+    found = 0
+    for look in range(_LOOKS):
+        if look:
+            time.sleep(_BETWEEN)
+        running = next((int(line.split()[1]) for line in _STAT.read_text().splitlines() if line.startswith("procs_running ")), count + 1)
+        found = max(found, count - running + 1)
+        if found >= count:
+            break
+    return found
