@@ -18,6 +18,8 @@ _WINDOW = 0.25
 """Seconds of work after which the count is judged."""
 _LEAST = 0.1
 """Seconds from which what was idle in them says anything: the kernel counts it in hundredths of a second."""
+_NEARLY = 0.75
+"""Share of the threads for which the processors were free, from which it is not looked again."""
 _LOOKS, _BETWEEN = 5, 0.0005
 """How often it is looked who is at work, and the seconds between: nobody who only hands something over is seen in all of them."""
 _TASKS = Path("/proc/self/task")
@@ -97,7 +99,7 @@ class Threads:
         now = read()
         if now is not None and now.at - resting.at >= _LEAST:
             before = used + (now.idle - resting.idle) / (now.at - resting.at)
-            self._set(self._crowding.begins(before if before >= self._most - 0.5 else max(before, _free())))
+            self._set(self._crowding.begins(before if before >= _NEARLY * self._most else max(before, _free())))
             # It may be out of date by now.
             self._window, self._span = _NOTHING, _LEAST
         return now
