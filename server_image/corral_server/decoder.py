@@ -23,6 +23,10 @@ _SECONDS = 20
 _MOST_BYTES = 96 << 20
 """All pixels and samples of one request: the footprint counts on it."""
 _MOST_PIXELS = 25_000_000
+_MOST_WIDE_PIXELS = 18_000_000
+"""Of files that take more room while they are decoded, 15 or 16 bytes a pixel at the peak: WebP, and 16 bits a channel. What `overhead.SHOWN` has
+room for.
+"""
 _LOUDEST = 1000.0
 """Full scale is 1; what no recording has would come out of the projector as no numbers."""
 _MOST_SLENDER = 100
@@ -96,7 +100,7 @@ def _picture(raw: bytes, library: Any) -> tuple[dict[str, Any], memoryview]:
     if not library.stbi_info_from_memory(raw, len(raw), *sizes):
         raise UnreadableError("is no image that can be read: JPEG, PNG, WebP, GIF or BMP")
     x, y = width.value, height.value
-    _check_size(x, y)
+    _check_size(x, y, _MOST_WIDE_PIXELS if library.stbi_is_16_bit_from_memory(raw, len(raw)) else _MOST_PIXELS)
     load = library.stbi_load_from_memory
     load.restype = ctypes.c_void_p
     pixels = load(raw, len(raw), *sizes, 3)
@@ -107,9 +111,9 @@ def _picture(raw: bytes, library: Any) -> tuple[dict[str, Any], memoryview]:
     return {"kind": "image", "width": x, "height": y}, data
 
 
-def _check_size(x: int, y: int) -> None:
-    if x < 1 or y < 1 or x * y > _MOST_PIXELS:
-        raise UnreadableError(f"has {x} x {y} pixels; {_MOST_PIXELS} are allowed")
+def _check_size(x: int, y: int, most: int) -> None:
+    if x < 1 or y < 1 or x * y > most:
+        raise UnreadableError(f"has {x} x {y} pixels; {most} are allowed")
     if max(x, y) > _MOST_SLENDER * min(x, y):
         raise UnreadableError(f"has {x} x {y} pixels; a side may be at most {_MOST_SLENDER} times the other")
 
@@ -119,12 +123,12 @@ def _webp(raw: bytes) -> tuple[dict[str, Any], memoryview]:
     from PIL import Image, WebPImagePlugin  # noqa: PLC0415  only requests with a WebP come here
 
     # libwebp takes memory for all pixels as soon as the file is opened.
-    Image.MAX_IMAGE_PIXELS = _MOST_PIXELS
+    Image.MAX_IMAGE_PIXELS = _MOST_WIDE_PIXELS
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     try:
         with Image.open(io.BytesIO(raw), formats=[WebPImagePlugin.WebPImageFile.format]) as image:
             x, y = image.size
-            _check_size(x, y)
+            _check_size(x, y, _MOST_WIDE_PIXELS)
             image.load()
             data = bytearray(x * y * 3)
             # Not all rows at once: that would be two more copies.
@@ -132,7 +136,7 @@ def _webp(raw: bytes) -> tuple[dict[str, Any], memoryview]:
                 rows = image.crop((0, top, x, min(top + _ROWS, y))).tobytes("raw", "RGB")
                 data[top * x * 3 : top * x * 3 + len(rows)] = rows
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UnreadableError(f"has more than {_MOST_PIXELS} pixels") from None
+        raise UnreadableError(f"has more than {_MOST_WIDE_PIXELS} pixels") from None
     except (OSError, EOFError, SyntaxError, ValueError):
         raise UnreadableError("is a damaged image") from None
     return {"kind": "image", "width": x, "height": y}, memoryview(data)
