@@ -16,6 +16,7 @@ from tests.server.test_tools import ASK, WEATHER, arguments_fit
 from corral_server.anthropic.request import to_chat as from_messages
 from corral_server.openai.custom_tools import FreeText, as_arguments
 from corral_server.openai.errors import ApiError
+from corral_server.openai.messages import parse_messages
 from corral_server.openai.responses_request import to_chat as from_responses
 from corral_server.openai.tools import parse_tools
 
@@ -175,6 +176,12 @@ def test_functions_as_they_were_before_tools(smol: Server):
     assert "sunny" in prompt
     refused = smol.http.post("/v1/chat/completions", json={**body, "function_call": {"name": "other"}}).json()["error"]
     assert refused["param"] == "function_call"
+
+
+def test_what_other_servers_answer_may_be_sent_back():
+    said = {"role": "assistant", "content": "Four.", "tool_calls": [], "reasoning": "Two and two."}
+    (message,) = parse_messages({"messages": [said]})
+    assert message == {"role": "assistant", "content": "Four.", "reasoning_content": "Two and two."}
 
 
 def test_anthropics_own_tools_have_their_known_arguments():

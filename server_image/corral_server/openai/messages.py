@@ -46,6 +46,8 @@ def _message(raw: Any, where: str, media: MediaParts) -> dict[str, Any]:
     calls = raw.get("tool_calls")
     if calls is None and role == "assistant" and raw.get("function_call") is not None:
         calls = [{"function": raw["function_call"]}]
+    # What OpenAI refuses, but other servers answer and their clients send back.
+    calls = None if calls == [] and role == "assistant" else calls
     if calls is not None:
         if role != "assistant":
             raise invalid(f"{where}.tool_calls", f"{where}.tool_calls is given for a message of role {role}; only the assistant calls tools")
@@ -57,6 +59,9 @@ def _message(raw: Any, where: str, media: MediaParts) -> dict[str, Any]:
     for key in ("name", "tool_call_id", "reasoning_content"):
         if (value := _text_of(raw, key, where)) is not None:
             message[key] = value
+    if role == "assistant" and isinstance(raw.get("reasoning"), str):
+        # The same by another name.
+        message.setdefault("reasoning_content", raw["reasoning"])
     return message
 
 
