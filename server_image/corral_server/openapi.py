@@ -47,7 +47,17 @@ _NAME: Schema = {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,128}$"}
 _PARAMETERS: Schema = {"enum": [{"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}, {"type": "object"}]}
 """Two of the schemas there are: what a generator makes up is hardly ever one."""
 _FUNCTION = _body("name", name=_NAME, description=_MAYBE_TEXT, parameters=_PARAMETERS, strict=_FLAG)
-_TOOLS: Schema = {"type": ["array", "null"], "items": _body("type", "function", type={"const": "function"}, function=_FUNCTION), "maxItems": 128}
+_CUSTOM = {"name": _NAME, "description": _MAYBE_TEXT}
+
+
+def _tools(*kinds: Schema) -> Schema:
+    return {"type": ["array", "null"], "maxItems": 128, "items": {"anyOf": list(kinds)}}
+
+
+_TOOLS = _tools(
+    _body("type", "function", type={"const": "function"}, function=_FUNCTION),
+    _body("type", "custom", type={"const": "custom"}, custom=_body("name", **_CUSTOM)),
+)
 _MESSAGE = _body("role", "content", role={"enum": ["system", "developer", "user", "assistant"]}, content=_CONTENT, name=_MAYBE_TEXT)
 _FORMAT: Schema = {
     "anyOf": [
@@ -84,9 +94,11 @@ _COMPLETION = _body(
 _INPUT_MESSAGE = _body("role", "content", type={"const": "message"}, role={"enum": ["system", "developer", "user", "assistant"]}, content=_CONTENT)
 _RESPONSES_PROMPT = {
     "input": {"anyOf": [_TEXT, _list(_INPUT_MESSAGE)]}, "instructions": _MAYBE_TEXT,
-    "tools": {"type": ["array", "null"], "maxItems": 128, "items": _body(
-        "type", "name", type={"const": "function"}, name=_NAME, description=_MAYBE_TEXT, parameters=_PARAMETERS, strict=_FLAG
-    )},
+    "tools": _tools(
+        _body("type", "name", type={"const": "function"}, name=_NAME, description=_MAYBE_TEXT, parameters=_PARAMETERS, strict=_FLAG),
+        _body("type", "name", type={"const": "custom"}, **_CUSTOM),
+        _body("type", type={"enum": ["web_search", "image_generation", "tool_search"]}),
+    ),
     "tool_choice": _words("none", "auto"), "parallel_tool_calls": _FLAG,
     "reasoning": {"type": ["object", "null"], "properties": {"effort": _EFFORT, "summary": _words("auto", "concise", "detailed")}},
 }  # fmt: skip
@@ -98,9 +110,10 @@ _RESPONSES = _body(
 _BLOCKS: Schema = {"anyOf": [_TEXT, _list(_body("type", "text", type={"const": "text"}, text=_TEXT))]}
 _ANTHROPIC_PROMPT = {
     "messages": _list(_body("role", "content", role={"enum": ["user", "assistant"]}, content=_BLOCKS), least=0), "system": _BLOCKS,
-    "tools": {"type": ["array", "null"], "maxItems": 128, "items": _body(
-        "name", "input_schema", name=_NAME, description=_MAYBE_TEXT, input_schema=_PARAMETERS
-    )},
+    "tools": _tools(
+        _body("name", "input_schema", name=_NAME, description=_MAYBE_TEXT, input_schema=_PARAMETERS),
+        _body("type", "name", type={"enum": ["bash_20250124", "text_editor_20250728", "memory_20250818"]}, name=_NAME),
+    ),
     "thinking": _body("type", type={"enum": ["enabled", "adaptive", "disabled"]}),
 }  # fmt: skip
 _MESSAGES = _body(
