@@ -72,7 +72,12 @@ def test_a_processor_that_is_half_in_use_is_left_alone():
 
 @pytest.mark.parametrize(("most", "free", "count"), [(2, 1.1, 1), (2, 0.0, 1), (2, 1.9, 2), (16, 16.0, 16), (16, 7.6, 8), (1, 2.0, 1)])
 def test_it_begins_with_what_was_free_before(most: int, free: float, count: int):
-    assert Crowding(most, lambda: 0.5).begins(free) == count
+    assert Crowding(most, lambda: 0.5).begins(free, lambda: 0) == count
+
+
+def test_it_begins_with_what_is_free_now_where_little_was():
+    assert Crowding(2, lambda: 0.5).begins(0.4, lambda: 2) == 2
+    assert Crowding(16, lambda: 0.5).begins(12.0, lambda: pytest.fail("enough was free")) == 12
 
 
 def test_what_is_too_many_again_and_again_is_tried_less_often():

@@ -14,7 +14,11 @@ THINK = Thinking("<think>", "</think>")
 
 
 def read(dialect: Dialect | None, text: str, sizes: list[int] | None = None, **more) -> tuple[str, str, list[tuple[str, str]]]:
-    made = reader.Reader(dialect, NAMES, **more)
+    return taken_apart(reader.Reader(dialect, NAMES, **more), text, sizes)
+
+
+def taken_apart(made: reader.Reader, text: str, sizes: list[int] | None = None) -> tuple[str, str, list[tuple[str, str]]]:
+    """Words, thoughts and calls of a text that comes in pieces of these sizes."""
     parts = []
     at = 0
     for size in sizes or [len(text)]:

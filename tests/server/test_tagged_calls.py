@@ -6,7 +6,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.server.test_dialects import THINK
+from tests.server.test_dialects import THINK, taken_apart
 
 from corral_server.dialects import formats, reader
 from corral_server.dialects.formats import Dialect
@@ -32,20 +32,7 @@ Call = tuple[str, dict[str, str]]
 
 def read(dialect: Dialect, text: str, sizes: list[int] | None = None, **more) -> tuple[str, str, list[tuple[str, str]]]:
     """Words, thoughts and calls."""
-    made = reader.Reader(dialect, list(FUNCTIONS), list(FUNCTIONS.values()), **more)
-    parts, at = [], 0
-    for size in sizes or [len(text)]:
-        parts += made.feed(text[at : at + size])
-        at += size
-    parts += made.feed(text[at:]) + made.finish()
-    calls: list[list[str]] = []
-    for part in parts:
-        if part.kind == "call":
-            calls.append([part.text, ""])
-        elif part.kind == "arguments":
-            calls[part.call][1] += part.text
-    of = {kind: "".join(p.text for p in parts if p.kind == kind) for kind in ("text", "thought")}
-    return of["text"], of["thought"], [(n, a) for n, a in calls]
+    return taken_apart(reader.Reader(dialect, list(FUNCTIONS), list(FUNCTIONS.values()), **more), text, sizes)
 
 
 def qwen(*calls: Call) -> str:

@@ -40,13 +40,12 @@ def calls_grammar(
     `content`: the generic dialect may answer in words instead.
     """
     if dialect.tags is not None:
-        calls, more_rules = tagged_rules(dialect, dialect.tags, names, schemas)
-        rules = more_rules + rules
+        calls, own_rules = tagged_rules(dialect, dialect.tags, names, schemas)
     elif dialect.shape in (Shape.BRACED, Shape.PYTHON):
-        calls, more_rules = listed_rules(dialect, names, schemas)
-        rules = more_rules + rules
+        calls, own_rules = listed_rules(dialect, names, schemas)
     else:
-        calls = [_call(dialect, name, f"s{index}-root") for index, name in enumerate(names)]
+        calls, own_rules = [_call(dialect, name, f"s{index}-root") for index, name in enumerate(names)], ""
+    rules = own_rules + rules
     call = " | ".join(calls)
     more = f"{{0,{_MOST_CALLS - 1}}}" if parallel else "{0,0}"
     body = _body(dialect, more if parallel else "")

@@ -65,6 +65,10 @@ class GrowingText:
         self.emit("call", name, index)
         return index
 
+    def end_arguments(self, call: int, *, empty: bool) -> None:
+        """Close the object of a call's arguments; `empty`: nothing of it was said yet."""
+        self.emit("arguments", "{}" if empty else "}", call)
+
     # --- up to something
 
     def until(self, marks: Sequence[str], kind: str | None) -> Steps:

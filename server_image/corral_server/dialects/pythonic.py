@@ -48,13 +48,13 @@ def _arguments(text: GrowingText, index: int) -> Steps:
         if not (yield from text.spaces()):
             raise NotACallError
         if (yield from text.next_is(")")):
-            text.emit("arguments", "}" if between != "{" else "{}", index)
+            text.end_arguments(index, empty=between == "{")
             return
         try:
             key = yield from _key(text)
         except NotACallError:
             if not text.closed:
-                text.emit("arguments", "}" if between != "{" else "{}", index)
+                text.end_arguments(index, empty=between == "{")
             raise
         text.emit("arguments", f"{between}{quoted(key)}: ", index)
         between = ", "

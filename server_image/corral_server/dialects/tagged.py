@@ -47,13 +47,13 @@ def _arguments(text: GrowingText, dialect: Dialect, tags: Tags, signature: Signa
         mark = yield from next_of(text, 0, (tags.key, *ends))
         if mark in ends:
             text.take(text.buffer.index(mark) + len(mark))
-            text.emit("arguments", "}" if between != "{" else "{}", index)
+            text.end_arguments(index, empty=between == "{")
             return mark
         try:
             key, kinds = (yield from _key(text, tags)) if mark else ("", STRING)
         except NotACallError:
             if not text.closed:
-                text.emit("arguments", "}" if between != "{" else "{}", index)
+                text.end_arguments(index, empty=between == "{")
                 raise
             key = ""
         if not key:

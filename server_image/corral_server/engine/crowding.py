@@ -10,6 +10,8 @@ _LEAST_MISSED = 0.15
 """Threads that wait for a processor, on average, which never tell of a crowd: clients and the supervisor want one now and then."""
 _FREE = 0.6
 """Idle processors, on average, from which one thread more is faster."""
+_NEARLY = 0.75
+"""Share of the threads for which the processors were free, from which it is not looked again."""
 _PATIENCE = 1.0, 16.0
 """Seconds before one more is tried: at first, and after it was too many again and again."""
 _SETTLED = 10.0
@@ -26,9 +28,11 @@ class Crowding:
         self._raised = float("-inf")
         self._next = float("-inf")
 
-    def begins(self, free: float) -> int:
-        """The count to begin work with, after a pause. `free`: processors that nobody else used in it, on average."""
-        self.count = max(1, min(self._most, round(free)))
+    def begins(self, free: float, now_free: Callable[[], float]) -> int:
+        """The count to begin work with, after a pause. `free`: processors that nobody else used in it, on average; `now_free` looks how many they are
+        at this moment, and is asked where they were few: who was at work a moment ago may have ended.
+        """
+        self.count = max(1, min(self._most, round(free if free >= _NEARLY * self._most else max(free, now_free()))))
         return self.count
 
     def saw(self, now: float, missing: float, idle: float) -> int:

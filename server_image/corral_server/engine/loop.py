@@ -60,8 +60,8 @@ class _Fed:
 class Loop:
     def __init__(
         self, channel: BlockingChannel, model: Any, context: Any, plan: EnginePlan, vocabulary: Vocabulary, states: StateStore | None,
-        scratch: Path | None = None, cache_limit: int = 256 << 20, adapters: list[Any] | None = None, drafter: Drafter | None = None,
-        projector: "Projector | None" = None, threads: Threads | None = None,
+        threads: Threads, scratch: Path | None = None, cache_limit: int = 256 << 20, adapters: list[Any] | None = None,
+        drafter: Drafter | None = None, projector: "Projector | None" = None,
     ) -> None:  # fmt: skip
         self._channel = channel
         self._context = context
@@ -89,7 +89,7 @@ class Loop:
         self._drafts = "" if not guesses else "model" if drafter else "ngram"
         self._drafter = drafter
         self._pace = Pace(plan.micro_batch)
-        self._threads = threads or Threads([context], 1, None)
+        self._threads = threads
         self._decodes = 0
         self._busy_total = 0
 

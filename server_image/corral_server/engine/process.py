@@ -56,7 +56,7 @@ def main(sock: socket.socket) -> None:
 
 def _load(
     order: Message, channel: BlockingChannel, log: Log
-) -> tuple[Any, Any, EnginePlan, Vocabulary, StateStore | None, Path | None, int, list[Any], Drafter | None, "Projector | None", Threads]:
+) -> tuple[Any, Any, EnginePlan, Vocabulary, StateStore | None, Threads, Path | None, int, list[Any], Drafter | None, "Projector | None"]:
     on_host = order["deviceKind"] == "host"
     show(order["devices"], on_host=on_host)
     begin, before = time.perf_counter(), read()
@@ -97,8 +97,8 @@ def _load(
     )
     states, scratch = _states(order, engine, plan, model), _scratch(order, engine, plan)
     drafter = Drafter(draft, vocabulary) if draft else None
-    contexts = Threads([context, draft.context] if draft else [context], threads, before)
-    return model, context, plan, vocabulary, states, scratch, engine.prompt_cache_bytes, adapters, drafter, projector, contexts
+    counted = Threads([context, draft.context] if draft else [context], threads, before)
+    return model, context, plan, vocabulary, states, counted, scratch, engine.prompt_cache_bytes, adapters, drafter, projector
 
 
 def _progress(channel: BlockingChannel, sizes: list[int]) -> list[Callable[[float], None]]:

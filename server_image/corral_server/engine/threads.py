@@ -18,8 +18,6 @@ _WINDOW = 0.25
 """Seconds of work after which the count is judged."""
 _LEAST = 0.1
 """Seconds from which what was idle in them says anything: the kernel counts it in hundredths of a second."""
-_NEARLY = 0.75
-"""Share of the threads for which the processors were free, from which it is not looked again."""
 _LOOKS, _BETWEEN = 5, 0.0005
 """How often it is looked who is at work, and the seconds between: nobody who only hands something over is seen in all of them."""
 _TASKS = Path("/proc/self/task")
@@ -40,9 +38,8 @@ _NOTHING = 0.0, 0.0, 0.0
 
 class Threads:
     def __init__(self, contexts: Sequence[Any], most: int, loading: Reading | None) -> None:
-        """`loading`: from the beginning of the load."""
+        """`loading`: from the beginning of the load; None where the kernel counts nothing."""
         self._contexts = contexts
-        self._most = most
         self._crowding = Crowding(most, random.random)
         self._count = most
         self._watching = most > 1
@@ -95,11 +92,10 @@ class Threads:
         self._set(self._crowding.saw(time.monotonic(), waited / seconds, idle / seconds))
 
     def _begin(self, resting: Reading, *, used: int) -> Reading | None:
-        """What was idle meanwhile says how many threads to begin with; or what is now, where who was at work a moment ago has just ended."""
+        """What was idle meanwhile says how many threads to begin with; `used` of ours were at work in it."""
         now = read()
         if now is not None and now.at - resting.at >= _LEAST:
-            before = used + (now.idle - resting.idle) / (now.at - resting.at)
-            self._set(self._crowding.begins(before if before >= _NEARLY * self._most else max(before, _free())))
+            self._set(self._crowding.begins(used + (now.idle - resting.idle) / (now.at - resting.at), _free))
             # It may be out of date by now.
             self._window, self._span = _NOTHING, _LEAST
         return now

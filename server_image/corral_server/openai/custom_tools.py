@@ -48,9 +48,9 @@ def as_function(raw: dict[str, Any], where: str) -> dict[str, Any]:
     return {"name": raw.get("name"), "description": description, "parameters": parameters}
 
 
-def as_arguments(text: str) -> str:
+def as_arguments(text: str) -> dict[str, str]:
     """What a call with this text looks like as a function's."""
-    return orjson.dumps({INPUT: text}).decode()
+    return {INPUT: text}
 
 
 class FreeText:
