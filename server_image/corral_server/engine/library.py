@@ -9,10 +9,13 @@ import importlib.util
 import sys
 import types
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from corral_server.engine import processor
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -26,6 +29,7 @@ def _low_level() -> Any:
         package.__path__ = list(spec.submodule_search_locations)
         package.__spec__ = spec
         sys.modules["llama_cpp"] = package
+        processor.load(Path(package.__path__[0]) / "lib")
     from llama_cpp import llama_cpp  # noqa: PLC0415  needs the package above in place
 
     return llama_cpp
