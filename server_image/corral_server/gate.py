@@ -4,6 +4,7 @@ Plain ASGI, outside the framework: nothing may run between the decision to admit
 """
 
 import asyncio
+import re
 import time
 from typing import Any
 
@@ -18,6 +19,8 @@ from corral_server.tokens import InvalidTokenError, TokenVerifier
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/health", "/v1/health"})
 RESTING_PATHS = frozenset({"/v1/models", "/models", "/openapi.json", "/props", "/slots", "/metrics", "/lora-adapters"})
 """Answered whatever the model's state; they neither wake it nor count as use."""
+_STORED = re.compile(r"(/v1)?/responses/(?!input_tokens$).+")
+"""So are responses that are stored."""
 
 _SMALL_BODY = 64 << 10
 
@@ -45,7 +48,7 @@ class Gate:
         except InvalidTokenError as error:
             await _refuse(scope, receive, sender, 401, "invalid_token", str(error), [])
             return
-        if path in RESTING_PATHS or path.startswith("/v1/models/"):
+        if path in RESTING_PATHS or path.startswith("/v1/models/") or _STORED.fullmatch(path):
             await self._app(scope, receive, sender)
             return
         if not self._supervisor.admit():

@@ -15,6 +15,7 @@ from corral_server.engine_client import EngineError
 from corral_server.gate import Gate
 from corral_server.lifecycle import State
 from corral_server.metrics import CONTENT_TYPE, exposition
+from corral_server.openai import stored_responses
 from corral_server.openai.answers import ClientGoneError, json_response
 from corral_server.openai.chat import chat_completions, count_input
 from corral_server.openai.completions import completions
@@ -29,7 +30,7 @@ from corral_server.openai.responses import count_input as count_response_input
 from corral_server.openai.responses import responses
 from corral_server.openai.service import Service
 from corral_server.openai.transcriptions import transcriptions
-from corral_server.openapi import NAMED_MODEL, PLAIN, described
+from corral_server.openapi import NAMED_MODEL, NAMED_RESPONSE, PLAIN, described
 from corral_server.supervisor import Supervisor
 from corral_server.tokens import TokenVerifier
 
@@ -49,6 +50,12 @@ def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIA
 
         app.add_api_route(path, route, methods=["POST"], name=path, openapi_extra=described(path))
 
+    def named(method: str, path: str, endpoint: Callable[[Service, Request, str], Awaitable[Response]]) -> None:
+        async def route(request: Request, response_id: str) -> Response:
+            return await endpoint(service, request, response_id)
+
+        app.add_api_route(path, route, methods=[method], name=f"{method} {path}", openapi_extra=NAMED_RESPONSE)
+
     for prefix in ("/v1", ""):
         # llama.cpp answers these with and without the version.
         post(f"{prefix}/chat/completions", chat_completions)
@@ -56,6 +63,13 @@ def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIA
         post(f"{prefix}/audio/transcriptions", transcriptions)
         post(f"{prefix}/chat/completions/input_tokens", count_input)
         post(f"{prefix}/responses/input_tokens", count_response_input)
+        for method, path, stored in (
+            ("GET", "", stored_responses.retrieve),
+            ("DELETE", "", stored_responses.delete),
+            ("GET", "/input_items", stored_responses.input_items),
+            ("POST", "/cancel", stored_responses.cancel),
+        ):
+            named(method, f"{prefix}/responses/{{response_id}}{path}", stored)
     post("/v1/messages", messages)
     post("/v1/messages/count_tokens", count_tokens)
     post("/v1/completions", completions)

@@ -196,6 +196,12 @@ def described(path: str) -> dict[str, Any]:
 
 
 PLAIN: dict[str, Any] = {"responses": {"200": {"description": "Prometheus' text format", "content": {"text/plain": {"schema": _TEXT}}}}}
+NAMED_RESPONSE: dict[str, Any] = {
+    "responses": {
+        status: {"description": why, "content": {"application/json": {"schema": _ERROR}}}
+        for status, why in (("400", "The request is wrong; `param` names the field"), ("404", "No such response is kept here"))
+    },
+}
 NAMED_MODEL: dict[str, Any] = {
     "responses": {"404": {"description": "No such model", "content": {"application/json": {"schema": _ERROR}}}},
 }

@@ -1,6 +1,7 @@
-"""The folder of one pod's saved states inside a cache that pods may share: claimed by a lock, cleaned of those whose pod is gone.
+"""The folder of what one pod keeps inside a cache that pods may share: claimed by a lock, cleaned of those whose pod is gone.
 
-What people wrote is in there. A pod that was killed cannot clean up; whoever starts next in the same cache does it for it.
+What people wrote is in there: saved states, which the engine of one start makes and reads, and responses, which outlive a restart. A pod that was
+killed cannot clean up; whoever starts next in the same cache does it for it.
 """
 
 import contextlib
@@ -14,14 +15,17 @@ class StatesFolder:
     def __init__(self, cache: Path, pod: str) -> None:
         self._root = cache / "states"
         self.path = self._root / (pod or "pod")
+        self.responses = self.path / "responses"
         self._lock = -1
 
     def claim(self) -> None:
-        """Make it ours, empty; remove what dead pods left."""
+        """Make it ours, without the states of an earlier start; remove what dead pods left."""
         with contextlib.suppress(OSError):
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = _try_lock(self._lock_of(self.path))
-            shutil.rmtree(self.path, ignore_errors=True)
+            for old in self.path.iterdir() if self.path.is_dir() else ():
+                if old != self.responses:
+                    _remove(old)
             for other in self._root.iterdir():
                 if other.is_dir() and other != self.path:
                     self._remove_if_dead(other)
@@ -44,6 +48,13 @@ class StatesFolder:
     @staticmethod
     def _lock_of(folder: Path) -> Path:
         return folder.with_name(folder.name + ".lock")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _try_lock(path: Path) -> int:

@@ -17,6 +17,7 @@ from corral_server.download.needed import Files, download_needed
 from corral_server.download.warm import warm
 from corral_server.engine.plan import thread_count
 from corral_server.engine_client import EngineClient, EngineError
+from corral_server.kept_responses import KeptResponses
 from corral_server.lifecycle import Lifecycle, Problem, Refusal, State, Wake
 from corral_server.metrics import Totals
 from corral_server.nursery import Child, Nursery
@@ -58,6 +59,7 @@ class Supervisor:
         self.path = ""
         self._files: Files | None = None
         self.states = StatesFolder(settings.cache_dir, settings.pod_uid)
+        self.responses = KeptResponses(self.states.responses, settings.pod_uid)
         self._raw_engine = raw_engine
         self._changed = asyncio.Event()
         self._seen = self.life.version

@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 BUILDS = {"avx512": frozenset({"avx512f", "avx512cd", "avx512vl", "avx512dq", "avx512bw", "avx512vbmi", "avx512_vnni"})}
-"""Folders of further builds, the fastest first, and the flags of `/proc/cpuinfo` that each one needs: those that server_image/llama-cpp.cmake compiles it for."""
+"""Folders of further builds, the fastest first, and the flags of `/proc/cpuinfo` that each needs, as server_image/llama-cpp.cmake has it."""
 LIBRARY = "libggml-cpu.so.0"
 
 
@@ -25,7 +25,7 @@ def flags_of(cpuinfo: str) -> frozenset[str]:
 
 
 def load(libraries: Path) -> str | None:
-    """Load the build that fits from below a folder of llama.cpp's libraries, and return its name. Before those: they take what bears the name already."""
+    """Load the build that fits from below a folder of llama.cpp's libraries, and return its name. They take what bears the name already."""
     try:
         name = fitting(flags_of(Path("/proc/cpuinfo").read_text()))
     except OSError:

@@ -20,7 +20,7 @@ def begun(head: Head, body: dict[str, Any], sampling: dict[str, Any], tools: Seq
         "max_tool_calls": body.get("max_tool_calls"), "model": head.model, "output": [], "parallel_tool_calls": parallel,
         "previous_response_id": body.get("previous_response_id"), "prompt_cache_key": body.get("prompt_cache_key"),
         "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
-        "safety_identifier": body.get("safety_identifier"), "service_tier": "default", "store": bool(body.get("store")),
+        "safety_identifier": body.get("safety_identifier"), "service_tier": "default", "store": fields.flag(body, "store", default=True),
         "text": _text(body), "tool_choice": body.get("tool_choice") or "auto", "tools": [_tool(t) for t in tools],
         "top_logprobs": body.get("top_logprobs") or 0, "truncation": body.get("truncation") or "disabled", "usage": None, "user": body.get("user"),
         "metadata": fields.mapping(body, "metadata"), **{name: sampling.get(name, value) for name, value in _DEFAULTS.items()},

@@ -1,7 +1,6 @@
-"""`/v1/responses` and `/v1/responses/input_tokens`: the responses API's objects and its stream of events. Nothing is stored."""
+"""`/v1/responses` and `/v1/responses/input_tokens`: the responses API's objects and its stream of events."""
 
-import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -11,6 +10,7 @@ from starlette.responses import Response
 from corral_server.channel import Message
 from corral_server.dialects.reader import Part
 from corral_server.engine_client import EngineError
+from corral_server.kept_responses import item_id
 from corral_server.openai import fields
 from corral_server.openai.answers import EventStream, Head, Usage, counted_response, json_response, timings, unless_gone
 from corral_server.openai.chat import count_tokens
@@ -21,48 +21,57 @@ from corral_server.openai.response_object import begun, ended, failed
 from corral_server.openai.responses_request import to_chat
 from corral_server.openai.responses_tools import named
 from corral_server.openai.service import Service
+from corral_server.openai.stored_responses import built_on, store
 
 _MEASURED = ("response.output_text.delta", "response.reasoning_text.delta", "response.completed", "response.incomplete")
 """Events that have llama.cpp's figures, where they were asked for."""
 _CALLS = {"arguments": "function_call_arguments", "input": "custom_tool_call_input"}
 """What grows in an item that is a call, and its events' name."""
+_PREFIXES = {"text": "msg", "thought": "rs", "arguments": "fc", "input": "ctc"}
+"""With what an item's id begins."""
 
 
 async def responses(service: Service, request: Request) -> Response:
     body = fields.parse_body(await service.body(request))
     streaming = fields.flag(body, "stream")
-    chat = to_chat(body)
+    body, before = await built_on(service, body)
+    chat = to_chat(body, before)
     conversation = await prepare(service, request, chat.body, chat.named)
-    head = Head.make("resp_", service.served_name(request, body))
+    head = Head(service.kept.new_id(), service.served_name(request, body))
     base = begun(head, body, conversation.jobs[0]["sampling"], chat.tools, parallel=conversation.toolbox.parallel is not False)
     generation = conversation.start(service)
     usage = Usage()
     if not streaming:
         (finished,) = await unless_gone(request, generation.collect())
-        output, reading = _Output(conversation.top, base["tools"]), conversation.reading()
+        output, reading = _Output(base, conversation.top), conversation.reading()
         parts = [part for text, tokens in finished.pieces for part in reading.feed(text, tokens)] + reading.finish()
         for part in parts:
             output.part(part)
         usage.add(finished.usage, first=True, reasoning=reading.thought_tokens)
         output.logprobs += finished.logprobs
         output.end(cut=finished.reason == "length")
-        return counted_response(request, ended(base, finished.reason, output.items, usage), usage)
-    return EventStream(_events(base, conversation, generation, await begin(request, generation), usage), request, usage)
+        return counted_response(request, await store(service, body, ended(base, finished.reason, output.items, usage)), usage)
+
+    async def keep(response: dict[str, Any]) -> dict[str, Any]:
+        return await store(service, body, response)
+
+    return EventStream(_events(base, conversation, generation, await begin(request, generation), usage, keep), request, usage)
 
 
 async def count_input(service: Service, request: Request) -> Response:
-    chat = to_chat(fields.parse_body(await service.body(request)))
+    chat = to_chat(*await built_on(service, fields.parse_body(await service.body(request))))
     return json_response({"object": "response.input_tokens", "input_tokens": await count_tokens(service, request, chat.body, chat.named)})
 
 
 class _Output:
     """The items of an answer as they grow; `tell` hears of each step, as the stream's events do."""
 
-    def __init__(self, top: int | None, tools: list[dict[str, Any]], tell: Callable[..., None] = lambda *_, **__: None) -> None:
+    def __init__(self, base: dict[str, Any], top: int | None, tell: Callable[..., None] = lambda *_, **__: None) -> None:
         self.items: list[dict[str, Any]] = []
         self.logprobs: list[Any] = []
         self._top = top
-        self._tools = tools
+        self._response: str = base["id"]
+        self._tools: list[dict[str, Any]] = base["tools"]
         self._tell = tell
         self._open: tuple[str, int] | None = None
 
@@ -96,18 +105,18 @@ class _Output:
 
     def _begin(self, kind: str, part: Part) -> None:
         self._open = (kind, part.call)
-        number = uuid.uuid4().hex
+        name = item_id(_PREFIXES[kind], self._response, len(self.items))
         content: dict[str, Any] = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        item: dict[str, Any] = {"id": f"msg_{number}", "type": "message", "role": "assistant", "status": "in_progress", "content": []}
+        item: dict[str, Any] = {"id": name, "type": "message", "role": "assistant", "status": "in_progress", "content": []}
         if kind == "arguments":
             called = {"call_id": call_id(), **named(self._tools, part.text), "arguments": ""}
-            item = {"id": f"fc_{number}", "type": "function_call", **called, "status": "in_progress"}
+            item = {"id": name, "type": "function_call", **called, "status": "in_progress"}
         elif kind == "input":
             called = {"call_id": call_id(), **named(self._tools, part.text), "input": ""}
-            item = {"id": f"ctc_{number}", "type": "custom_tool_call", **called, "status": "in_progress"}
+            item = {"id": name, "type": "custom_tool_call", **called, "status": "in_progress"}
         elif kind == "thought":
             content = {"type": "reasoning_text", "text": ""}
-            item = {"id": f"rs_{number}", "type": "reasoning", "summary": [], "content": [], "status": "in_progress"}
+            item = {"id": name, "type": "reasoning", "summary": [], "content": [], "status": "in_progress"}
         self.items.append(item)
         self._tell("response.output_item.added", output_index=len(self.items) - 1, item=orjson.Fragment(orjson.dumps(item)))
         if kind not in _CALLS:
@@ -135,7 +144,14 @@ class _Output:
         self._tell("response.output_item.done", output_index=len(self.items) - 1, item=item)
 
 
-async def _events(base: dict[str, Any], conversation: Conversation, generation: Generation, begun: Begun, usage: Usage) -> AsyncIterator[bytes]:
+async def _events(
+    base: dict[str, Any],
+    conversation: Conversation,
+    generation: Generation,
+    begun: Begun,
+    usage: Usage,
+    keep: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]],
+) -> AsyncIterator[bytes]:
     out: list[bytes] = []
     number = 0
     figures: dict[str, Any] = {}
@@ -151,10 +167,10 @@ async def _events(base: dict[str, Any], conversation: Conversation, generation: 
         out.clear()
         return block
 
-    output, reading = _Output(conversation.top, base["tools"], tell), conversation.reading()
+    output, reading = _Output(base, conversation.top, tell), conversation.reading()
     own = conversation.own
 
-    def render(event: Message) -> None:
+    async def render(event: Message) -> None:
         nonlocal figures
         if "pp" in event and own.progress:
             tell("response.in_progress", response=base, prompt_progress=event["pp"])
@@ -170,7 +186,7 @@ async def _events(base: dict[str, Any], conversation: Conversation, generation: 
             for part in reading.finish():
                 output.part(part)
             output.end(cut=event["f"] == "length")
-            whole = ended(base, event["f"], output.items, usage)
+            whole = await keep(ended(base, event["f"], output.items, usage))
             tell(f"response.{whole['status']}", response=whole)
 
     tell("response.created", response=base)
@@ -178,7 +194,7 @@ async def _events(base: dict[str, Any], conversation: Conversation, generation: 
     try:
         async for batch in begun.batches():
             for _, event in batch:
-                render(event)
+                await render(event)
             if block := taken():
                 yield block
     except EngineError as error:

@@ -11,7 +11,8 @@ from corral_server.openai.native_fields import NAMES
 from corral_server.openai.responses_tools import choice_of, joined_name, offered
 
 _KEPT = (*NAMES, "model", "temperature", "top_p", "parallel_tool_calls", "stream")
-_STORED = ("previous_response_id", "conversation", "prompt")
+_ELSEWHERE = ("conversation", "prompt")
+"""Names of what OpenAI keeps apart from responses."""
 _WITHOUT_WORDS = ("web_search_call", "image_generation_call", "tool_search_call", "tool_search_output", "additional_tools")
 """Items of earlier turns, at OpenAI, that say nothing to a model."""
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
@@ -26,17 +27,20 @@ class ChatBody(NamedTuple):
     """Those that may be called, as the client wrote them."""
 
 
-def to_chat(body: dict[str, Any]) -> ChatBody:
-    for name in _STORED:
+def to_chat(body: dict[str, Any], before: Sequence[dict[str, Any]] = ()) -> ChatBody:
+    """`before` are the items of the responses that this one continues."""
+    for name in _ELSEWHERE:
         if body.get(name) is not None:
-            raise ApiError(400, "unsupported_parameter", f"{name} is not supported: this server stores no responses; send the whole input", name)
+            raise ApiError(400, "unsupported_parameter", f"{name} is not supported: this server keeps none; send the whole input", name)
     if fields.flag(body, "background"):
-        raise ApiError(400, "unsupported_parameter", "background is not supported: this server stores no responses", "background")
+        raise ApiError(400, "unsupported_parameter", "background is not supported: an answer whose client is gone is ended", "background")
     check_shared(body)
     _check_echoed(body)
     chat: dict[str, Any] = {k: body[k] for k in _KEPT if body.get(k) is not None}
     instructions = fields.text(body, "instructions")
     found: list[tuple[dict[str, Any], str]] = [({"role": "system", "content": instructions}, "instructions")] if instructions else []
+    for item in before:
+        _item(found, item, "previous_response_id")
     _input(found, body.get("input"))
     chat["messages"] = [message for message, _ in found]
     chat["max_tokens"] = fields.whole(body, "max_output_tokens", 1, 1 << 31)
@@ -126,8 +130,6 @@ def _item(found: list[tuple[dict[str, Any], str]], item: Any, where: str) -> Non
             found.append(({"role": "assistant", "content": None, "reasoning_content": thought}, where))
     elif kind in _WITHOUT_WORDS:
         pass
-    elif kind == "item_reference":
-        raise ApiError(400, "unsupported_parameter", f"{where} refers to a stored item; this server stores none, send the item itself", where)
     else:
         raise invalid(
             where,

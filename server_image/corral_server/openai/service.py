@@ -10,6 +10,7 @@ from corral_server.decoding import Decoded, MediaError, MediaItem
 from corral_server.dialects.formats import Thinking
 from corral_server.dialects.grammars import content_grammar
 from corral_server.engine_client import EngineClient
+from corral_server.kept_responses import KeptResponses
 from corral_server.openai import fields
 from corral_server.openai.answers import unless_gone
 from corral_server.openai.errors import ApiError, invalid
@@ -25,6 +26,11 @@ class Service:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self.lora = Adapters(supervisor.spec.engine.adapters)
+
+    @property
+    def kept(self) -> KeptResponses:
+        """Responses that may be asked for again."""
+        return self._supervisor.responses
 
     @property
     def life(self) -> Any:
