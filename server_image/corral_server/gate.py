@@ -19,7 +19,7 @@ from corral_server.tokens import InvalidTokenError, TokenVerifier
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/health", "/v1/health"})
 RESTING_PATHS = frozenset({"/v1/models", "/models", "/openapi.json", "/props", "/slots", "/metrics", "/lora-adapters"})
 """Answered whatever the model's state; they neither wake it nor count as use."""
-_STORED = re.compile(r"(/v1)?/responses/(?!input_tokens$).+")
+_STORED = re.compile(r"(/v1)?/responses/(?!input_tokens$|compact$).+")
 """So are responses that are stored."""
 
 _SMALL_BODY = 64 << 10

@@ -26,8 +26,8 @@ from corral_server.openai.native import adapters, apply_template, detokenize, em
 from corral_server.openai.native_completion import completion, infill
 from corral_server.openai.native_slots import slot_action, slot_list
 from corral_server.openai.rerank import rerank
+from corral_server.openai.responses import compact, responses
 from corral_server.openai.responses import count_input as count_response_input
-from corral_server.openai.responses import responses
 from corral_server.openai.service import Service
 from corral_server.openai.transcriptions import transcriptions
 from corral_server.openapi import NAMED_MODEL, NAMED_RESPONSE, PLAIN, described
@@ -60,6 +60,7 @@ def make_inference_app(supervisor: Supervisor, verifier: TokenVerifier) -> ASGIA
         # llama.cpp answers these with and without the version.
         post(f"{prefix}/chat/completions", chat_completions)
         post(f"{prefix}/responses", responses)
+        post(f"{prefix}/responses/compact", compact)
         post(f"{prefix}/audio/transcriptions", transcriptions)
         post(f"{prefix}/chat/completions/input_tokens", count_input)
         post(f"{prefix}/responses/input_tokens", count_response_input)

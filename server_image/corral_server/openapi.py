@@ -136,6 +136,7 @@ REQUESTS: dict[str, Schema] = {
     "/v1/completions": _COMPLETION,
     "/v1/responses": _RESPONSES,
     "/v1/responses/input_tokens": _body("input", **_RESPONSES_PROMPT),
+    "/v1/responses/compact": _body("input", model=_MAYBE_TEXT, input=_RESPONSES_PROMPT["input"], instructions=_MAYBE_TEXT),
     "/v1/messages": _MESSAGES,
     "/v1/messages/count_tokens": _body("messages", **_ANTHROPIC_PROMPT),
     "/v1/embeddings": _EMBEDDINGS,
@@ -159,6 +160,7 @@ _SAME = {
     "/chat/completions": "/v1/chat/completions", "/responses": "/v1/responses", "/rerank": "/v1/rerank", "/reranking": "/v1/rerank",
     "/v1/reranking": "/v1/rerank", "/completions": "/completion", "/embeddings": "/embedding",
     "/chat/completions/input_tokens": "/v1/chat/completions/input_tokens", "/responses/input_tokens": "/v1/responses/input_tokens",
+    "/responses/compact": "/v1/responses/compact",
 }  # fmt: skip
 _STREAMS = ("/v1/audio/transcriptions", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/completion", "/infill")
 _ANSWERS: dict[str, Schema] = {

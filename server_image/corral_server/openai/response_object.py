@@ -32,7 +32,7 @@ def ended(base: dict[str, Any], reason: str, output: list[dict[str, Any]], usage
     ending: dict[str, Any] = {"status": "completed", "completed_at": int(time.time())}
     if reason == "length":
         ending = {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
-    return {**base, **ending, "output": output, "usage": _usage(usage)}
+    return {**base, **ending, "output": output, "usage": usage_of(usage)}
 
 
 def failed(base: dict[str, Any], message: str, output: list[dict[str, Any]]) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def _tool(tool: dict[str, Any]) -> dict[str, Any]:
     return {"type": "function", "name": tool["name"], "description": None, "parameters": None, "strict": True, **given}
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
+def usage_of(usage: Usage) -> dict[str, Any]:
     return {
         "input_tokens": usage.prompt, "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
         "output_tokens": usage.completion, "output_tokens_details": {"reasoning_tokens": usage.reasoning},

@@ -14,14 +14,16 @@ from corral_server.kept_responses import item_id
 from corral_server.openai import fields
 from corral_server.openai.answers import EventStream, Head, Usage, counted_response, json_response, timings, unless_gone
 from corral_server.openai.chat import count_tokens
+from corral_server.openai.compacting import TAKEN, compacted, latest_words, summary_of
 from corral_server.openai.conversation import Conversation, call_id, prepare
+from corral_server.openai.errors import invalid
 from corral_server.openai.generation import Begun, Generation, begin
 from corral_server.openai.logprobs import chat_logprobs
 from corral_server.openai.response_object import begun, ended, failed
 from corral_server.openai.responses_request import to_chat
 from corral_server.openai.responses_tools import named
 from corral_server.openai.service import Service
-from corral_server.openai.stored_responses import built_on, store
+from corral_server.openai.stored_responses import built_on, listed, store, with_ids
 
 _MEASURED = ("response.output_text.delta", "response.reasoning_text.delta", "response.completed", "response.incomplete")
 """Events that have llama.cpp's figures, where they were asked for."""
@@ -61,6 +63,21 @@ async def responses(service: Service, request: Request) -> Response:
 async def count_input(service: Service, request: Request) -> Response:
     chat = to_chat(*await built_on(service, fields.parse_body(await service.body(request))))
     return json_response({"object": "response.input_tokens", "input_tokens": await count_tokens(service, request, chat.body, chat.named)})
+
+
+async def compact(service: Service, request: Request) -> Response:
+    """`/v1/responses/compact`."""
+    body, before = await built_on(service, fields.parse_body(await service.body(request)))
+    if not fields.text(body, "model"):
+        raise invalid("model", "model is missing; it names the model that is to go on with the conversation")
+    if body.get("input") is None and before:
+        before, body = before[:-1], {**body, "input": before[-1:]}
+    chat = to_chat({name: body[name] for name in TAKEN if name in body}, before)
+    summary, usage = await summary_of(service, request, chat.body, chat.named)
+    name = service.kept.new_id()
+    # Words are shorter than tokens seldom: no more than a quarter of the context is taken by what is repeated.
+    words = latest_words([*before, *with_ids(body["input"], name)], int(service.model.get("contextLength", 0)))
+    return compacted(request, name, [listed(item) for item in words], summary, usage)
 
 
 class _Output:

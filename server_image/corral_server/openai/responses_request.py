@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from corral_server.openai import fields
+from corral_server.openai.compacting import unseal
 from corral_server.openai.errors import ApiError, invalid
 from corral_server.openai.known_fields import check_shared, check_text
 from corral_server.openai.messages import Placed
@@ -122,6 +123,8 @@ def _item(found: list[tuple[dict[str, Any], str]], item: Any, where: str) -> Non
         if not isinstance(item.get("call_id"), str):
             raise invalid(f"{where}.call_id", f"{where}.call_id is {fields.shown(item.get('call_id'))}; it has to be that of the call")
         found.append(({"role": "tool", "tool_call_id": item.get("call_id") or "", "content": _output(item.get("output"), f"{where}.output")}, where))
+    elif kind == "compaction":
+        found.append(({"role": "assistant", "content": unseal(item, where)}, where))
     elif kind == "reasoning":
         thought = _thought(item, where)
         if thinking:

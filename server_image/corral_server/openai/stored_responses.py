@@ -79,11 +79,11 @@ async def store(service: Service, body: Mapping[str, Any], response: dict[str, A
     """The response as it is answered: stored, unless the client does not want that or there is no room."""
     if not response["store"]:
         return response
-    record = {"response": response, "input": _input(body.get("input"), response["id"]), "previous": body.get("previous_response_id")}
+    record = {"response": response, "input": with_ids(body.get("input"), response["id"]), "previous": body.get("previous_response_id")}
     return response if await asyncio.to_thread(service.kept.put, response["id"], record) else {**response, "store": False}
 
 
-def _input(asked: Any, response: str) -> list[dict[str, Any]]:
+def with_ids(asked: Any, response: str) -> list[dict[str, Any]]:
     """The items of an input, each with an id."""
     items = [{"type": "message", "role": "user", "content": asked}] if isinstance(asked, str) else asked
     return [
@@ -123,7 +123,7 @@ async def input_items(service: Service, request: Request, name: str) -> Response
         raise invalid("limit", f"limit is {fields.shown(limit)}; it has to be a whole number from 1 to 100")
     if order not in ("asc", "desc"):
         raise invalid("order", f"order is {fields.shown(order)}; it has to be asc or desc")
-    items = [_listed(item) for item in (await _record(service, name))["input"]]
+    items = [listed(item) for item in (await _record(service, name))["input"]]
     if order == "desc":
         items.reverse()
     if after is not None:
@@ -136,7 +136,7 @@ async def input_items(service: Service, request: Request, name: str) -> Response
     return json_response({"object": "list", "data": page, **ends, "has_more": len(items) > len(page)})
 
 
-def _listed(item: dict[str, Any]) -> dict[str, Any]:
+def listed(item: dict[str, Any]) -> dict[str, Any]:
     """An item with the fields that OpenAI's types require of it."""
     kind = item.get("type") or "message"
     whole = {**item, "type": kind, "status": item.get("status") or "completed"}
