@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from tests.server.harness import Server
+from tests.server.test_responses import stream
 from tests.support.gguf_files import sentence_model
 from tests.support.models import smollm2
 
@@ -98,6 +99,36 @@ def test_a_budget_counts_from_the_opening_to_the_closing():
     # A model that ends by itself is left alone, even if it thinks again; a character is not cut in two.
     assert spend(budget(3), [1, 4, 2, 3, 1, 4, 4, 4, 4]) == [1, 4, 2, 3, 1, 4, 4, 4, 4]
     assert spend(budget(2), [1, 4, 7, 8, 4, 4]) == [1, 4, 7, 8, 9, 2]
+
+
+def test_who_asks_for_summaries_gets_the_thought_as_one(thinker: Server):
+    ask = {
+        "input": ASK,
+        "max_output_tokens": 40,
+        "temperature": 0,
+        "cache_prompt": False,
+        "reasoning_budget_tokens": 12,
+        "reasoning_budget_message": "",
+    }
+    plain = stream(thinker, ask)[-1]["response"]["output"]
+    assert [(item["type"], item.get("summary")) for item in plain] == [("reasoning", []), ("message", None)]
+    thought = plain[0]["content"][0]["text"]
+    found = stream(thinker, {**ask, "reasoning": {"summary": "auto"}})
+    whole = found[-1]["response"]
+    assert whole["output"][0]["summary"] == [{"type": "summary_text", "text": thought}]
+    assert (whole["output"][0]["content"], whole["reasoning"]["summary"]) == ([], "auto")
+    assert "".join(e["delta"] for e in found if e["type"] == "response.reasoning_summary_text.delta") == thought
+    kinds = [e["type"] for e in found if "summary" in e["type"] and not e["type"].endswith("delta")]
+    assert kinds == [f"response.reasoning_summary_{kind}" for kind in ("part.added", "text.done", "part.done")]
+    assert whole["output"][1]["content"][0]["text"] == plain[1]["content"][0]["text"]
+    at_once = thinker.http.post("/v1/responses", json={**ask, "reasoning": {"summary": "detailed"}}).json()
+    assert at_once["output"][0]["summary"][0]["text"] == thought
+    # Sent back, it is the same thought.
+    counts = []
+    for answer in (plain, at_once["output"]):
+        counted = thinker.http.post("/v1/responses/input_tokens", json={"input": [*ASK, *answer, *ASK]})
+        counts.append(counted.json()["input_tokens"])
+    assert counts[0] == counts[1]
 
 
 def test_thoughts_of_earlier_turns_come_back_to_what_they_led_to():

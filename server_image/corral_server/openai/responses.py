@@ -10,27 +10,22 @@ from starlette.responses import Response
 from corral_server.channel import Message
 from corral_server.dialects.reader import Part
 from corral_server.engine_client import EngineError
-from corral_server.kept_responses import item_id
 from corral_server.openai import fields
 from corral_server.openai.answers import EventStream, Head, Usage, counted_response, json_response, timings, unless_gone
 from corral_server.openai.chat import count_tokens
 from corral_server.openai.compacting import TAKEN, compacted, latest_words, summary_of
-from corral_server.openai.conversation import Conversation, call_id, prepare
+from corral_server.openai.conversation import Conversation, prepare
 from corral_server.openai.errors import invalid
 from corral_server.openai.generation import Begun, Generation, begin
-from corral_server.openai.logprobs import chat_logprobs
+from corral_server.openai.response_items import Output
 from corral_server.openai.response_object import begun, ended, failed
 from corral_server.openai.responses_request import to_chat
-from corral_server.openai.responses_tools import named
 from corral_server.openai.service import Service
 from corral_server.openai.stored_responses import built_on, listed, store, with_ids
 
-_MEASURED = ("response.output_text.delta", "response.reasoning_text.delta", "response.completed", "response.incomplete")
+_GROWING = ("response.output_text.delta", "response.reasoning_text.delta", "response.reasoning_summary_text.delta")
+_MEASURED = (*_GROWING, "response.completed", "response.incomplete")
 """Events that have llama.cpp's figures, where they were asked for."""
-_CALLS = {"arguments": "function_call_arguments", "input": "custom_tool_call_input"}
-"""What grows in an item that is a call, and its events' name."""
-_PREFIXES = {"text": "msg", "thought": "rs", "arguments": "fc", "input": "ctc"}
-"""With what an item's id begins."""
 
 
 async def responses(service: Service, request: Request) -> Response:
@@ -45,7 +40,7 @@ async def responses(service: Service, request: Request) -> Response:
     usage = Usage()
     if not streaming:
         (finished,) = await unless_gone(request, generation.collect())
-        output, reading = _Output(base, conversation.top), conversation.reading()
+        output, reading = Output(base, conversation.top), conversation.reading()
         parts = [part for text, tokens in finished.pieces for part in reading.feed(text, tokens)] + reading.finish()
         for part in parts:
             output.part(part)
@@ -80,87 +75,6 @@ async def compact(service: Service, request: Request) -> Response:
     return compacted(request, name, [listed(item) for item in words], summary, usage)
 
 
-class _Output:
-    """The items of an answer as they grow; `tell` hears of each step, as the stream's events do."""
-
-    def __init__(self, base: dict[str, Any], top: int | None, tell: Callable[..., None] = lambda *_, **__: None) -> None:
-        self.items: list[dict[str, Any]] = []
-        self.logprobs: list[Any] = []
-        self._top = top
-        self._response: str = base["id"]
-        self._tools: list[dict[str, Any]] = base["tools"]
-        self._tell = tell
-        self._open: tuple[str, int] | None = None
-
-    def part(self, part: Part, logprobs: list[Any] | None = None) -> None:
-        self.logprobs += logprobs or []
-        kind = {"call": "arguments", "custom": "input"}.get(part.kind, part.kind)
-        if self._open != (kind, part.call):
-            self._close()
-            self._begin(kind, part)
-        if part.kind in ("call", "custom") or not (part.text or logprobs):
-            return
-        item = self.items[-1]
-        if kind in _CALLS:
-            item[kind] += part.text
-            self._say(f"{_CALLS[kind]}.delta", delta=part.text)
-        else:
-            item["content"][0]["text"] += part.text
-            more = {"logprobs": self._shaped(logprobs or [])} if kind == "text" else {}
-            self._say("output_text.delta" if kind == "text" else "reasoning_text.delta", content_index=0, delta=part.text, **more)
-
-    def end(self, *, cut: bool = False) -> None:
-        if not self.items:
-            self.part(Part("text", ""))
-        self._close(cut=cut)
-
-    def _shaped(self, entries: list[Any]) -> list[Any]:
-        return list(chat_logprobs(entries, self._top)["content"]) if self._top is not None else []
-
-    def _say(self, kind: str, **more: Any) -> None:
-        self._tell("response." + kind, item_id=self.items[-1]["id"], output_index=len(self.items) - 1, **more)
-
-    def _begin(self, kind: str, part: Part) -> None:
-        self._open = (kind, part.call)
-        name = item_id(_PREFIXES[kind], self._response, len(self.items))
-        content: dict[str, Any] = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        item: dict[str, Any] = {"id": name, "type": "message", "role": "assistant", "status": "in_progress", "content": []}
-        if kind == "arguments":
-            called = {"call_id": call_id(), **named(self._tools, part.text), "arguments": ""}
-            item = {"id": name, "type": "function_call", **called, "status": "in_progress"}
-        elif kind == "input":
-            called = {"call_id": call_id(), **named(self._tools, part.text), "input": ""}
-            item = {"id": name, "type": "custom_tool_call", **called, "status": "in_progress"}
-        elif kind == "thought":
-            content = {"type": "reasoning_text", "text": ""}
-            item = {"id": name, "type": "reasoning", "summary": [], "content": [], "status": "in_progress"}
-        self.items.append(item)
-        self._tell("response.output_item.added", output_index=len(self.items) - 1, item=orjson.Fragment(orjson.dumps(item)))
-        if kind not in _CALLS:
-            self._say("content_part.added", content_index=0, part=orjson.Fragment(orjson.dumps(content)))
-            item["content"].append(content)
-
-    def _close(self, *, cut: bool = False) -> None:
-        if self._open is None:
-            return
-        kind, item = self._open[0], self.items[-1]
-        self._open = None
-        item["status"] = "incomplete" if cut else "completed"
-        if kind == "arguments":
-            self._say("function_call_arguments.done", name=item["name"], arguments=item["arguments"])
-        elif kind == "input":
-            self._say("custom_tool_call_input.done", input=item["input"])
-        else:
-            content = item["content"][0]
-            if kind == "text":
-                content["logprobs"] = self._shaped(self.logprobs)
-                self._say("output_text.done", content_index=0, text=content["text"], logprobs=content["logprobs"])
-            else:
-                self._say("reasoning_text.done", content_index=0, text=content["text"])
-            self._say("content_part.done", content_index=0, part=content)
-        self._tell("response.output_item.done", output_index=len(self.items) - 1, item=item)
-
-
 async def _events(
     base: dict[str, Any],
     conversation: Conversation,
@@ -184,7 +98,7 @@ async def _events(
         out.clear()
         return block
 
-    output, reading = _Output(base, conversation.top, tell), conversation.reading()
+    output, reading = Output(base, conversation.top, tell), conversation.reading()
     own = conversation.own
 
     async def render(event: Message) -> None:
