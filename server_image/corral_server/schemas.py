@@ -8,8 +8,8 @@ import re
 from typing import Any
 
 from corral_server.schema_counts import Counts, UnusableSchemaError, counted, counts_of
+from corral_server.schema_numbers import number_rule
 
-_LIMIT = 10**15
 _WHOLE = "whole-schema"
 _OTHERS = {"items", "prefixItems", "pattern", "format"}
 """What makes a schema without a type one of something else than objects."""
@@ -98,10 +98,13 @@ def _converter(places: dict[int, str]) -> Any:
                 # One alternative for each type, so that what else is said holds for those that it is about.
                 rest = {k: v for k, v in schema.items() if k != "type"}
                 return self.visit({"anyOf": [{**rest, "type": kind} for kind in kinds]}, name)
-            if schema.get("type") == "integer" and not {"enum", "const"} & schema.keys():
-                low, high = _bounds(schema)
-                if low is not None or high is not None:
-                    return self._add_rule(name or "root", f"({integer_range(low, high)}) space")
+            if kinds in ("integer", "number") and not {"enum", "const"} & schema.keys():
+                try:
+                    numbers = number_rule(schema, self._add_rule)
+                except UnusableSchemaError as error:
+                    raise UnusableSchemaError(str(error), self._place) from None
+                if numbers is not None:
+                    return self._add_rule(name or "root", f"({numbers}) space")
             if schema.get("type", "object") == "object" and (counts := self._counts_of(schema)):
                 schema = self._held(schema, counts)
             if "type" not in schema and isinstance(schema.get("required"), list) and "properties" not in schema and "$ref" not in schema:
@@ -197,60 +200,3 @@ def _known(schema: dict[str, Any]) -> dict[str, Any]:
         # A pattern may stand anywhere in the text unless it is anchored.
         plain["pattern"] = ("" if pattern.startswith("^") else "^.*") + pattern + ("" if pattern.endswith("$") else ".*$")
     return plain
-
-
-def _bounds(schema: dict[str, Any]) -> tuple[int | None, int | None]:
-    lows, highs = [], []
-    for key, step in (("minimum", 0), ("exclusiveMinimum", 1)):
-        value = schema.get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            lows.append((int(value) + step) if value == int(value) else -(-value // 1))
-    for key, step in (("maximum", 0), ("exclusiveMaximum", -1)):
-        value = schema.get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            highs.append((int(value) + step) if value == int(value) else value // 1)
-    low = max((int(v) for v in lows), default=None)
-    high = min((int(v) for v in highs), default=None)
-    if low is not None and high is not None and low > high:
-        raise UnusableSchemaError(f"no integer is at least {low} and at most {high}")
-    if any(v is not None and abs(v) > _LIMIT for v in (low, high)):
-        # Beyond what a number of this length can say exactly; the type alone holds.
-        return None, None
-    return low, high
-
-
-def integer_range(low: int | None, high: int | None) -> str:
-    """A grammar expression of the integers from low to high."""
-    parts: list[str] = []
-    if low is None or low < 0:
-        # The negative side, by its magnitudes.
-        least = 1 if high is None or high >= 0 else -high
-        most = None if low is None else -low
-        parts += [f'"-" {p}' for p in _natural(least, most)]
-    if high is None or high >= 0:
-        parts += _natural(max(low or 0, 0), high)
-    return " | ".join(parts)
-
-
-def _natural(low: int, high: int | None) -> list[str]:
-    """Alternatives for the numbers from low to high, both at least 0, no leading zeros."""
-    if high is None:
-        digits = len(str(low))
-        return [*_natural(low, 10**digits - 1), f"[1-9] [0-9]{{{digits},15}}"]
-    parts: list[str] = []
-    while low <= high:
-        # The longest run from `low` in which the last k digits are free.
-        free = 0
-        while low % 10 ** (free + 1) == 0 and low + 10 ** (free + 1) - 1 <= high and (low != 0):
-            free += 1
-        unit = 10**free
-        digit = (low // unit) % 10
-        last = digit
-        while last < 9 and low + (last + 1 - digit) * unit + unit - 1 <= high:
-            last += 1
-        head = str(low // unit)[:-1]
-        text = f'"{head}" ' if head else ""
-        text += f"[{digit}-{last}]" + (f" [0-9]{{{free}}}" if free else "")
-        parts.append(text)
-        low += (last - digit + 1) * unit
-    return parts
