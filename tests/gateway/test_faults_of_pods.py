@@ -8,6 +8,7 @@ import pytest
 from tests.gateway.conftest import model
 from tests.gateway.peers import Pod, RawClient, RawPod, post, read_request
 
+from corral.gateway.pods import ConnectFailed
 from corral.gateway.settings import GatewaySettings
 
 LOCAL = {"host": "127.0.0.1", "port": 0, "admin_host": "127.0.0.1", "admin_port": 0}
@@ -146,6 +147,32 @@ async def test_a_stale_connection_is_replaced_once(stand):
         await stand.until(lambda: not stand.gateway.upstream.open_connections)
         assert (await stand.chat())[0] == 502
         assert (pod.connections, stand.gateway.upstream.retries) == (3, 1)
+
+
+async def test_a_client_that_leaves_while_a_stale_connection_is_replaced(stand, monkeypatch):
+    async def script(reader, writer, _number):
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n1")
+        await reader.readuntil(b"\r\n\r\n")
+
+    refuse = asyncio.Event()
+
+    async def connect(target):
+        await refuse.wait()
+        raise ConnectFailed("no")
+
+    async with RawPod(script) as pod:
+        stand.directory.put_model(model(state="Loaded"))
+        stand.directory.put_replica(pod.view())
+        async with RawClient(stand.server.port) as client:
+            await client.send(post())
+            await client.answer()
+            monkeypatch.setattr(stand.gateway.upstream, "connect", connect)
+            await client.send(post())
+            await stand.until(lambda: stand.gateway.upstream.retries == 1)
+        await asyncio.sleep(0.05)
+        refuse.set()
+        await stand.at_rest()
 
 
 async def test_a_reused_connection_that_gave_a_byte_is_not_replaced(stand):

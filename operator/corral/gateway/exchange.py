@@ -431,15 +431,19 @@ class Exchange:
 
     async def _once_more(self, grant: Grant) -> None:
         try:
-            target = (grant.replica.host, grant.replica.inference_port)
-            link = await self.gateway.upstream.connect(target)
-            if self.gone:
-                if link.transport is not None:
-                    link.transport.abort()
-                raise ClientGone
-            self.link = link
-            await self.gateway.upstream.send(link, self, self._head(grant), self.body)
-        except ConnectFailed:
-            await self._slowly(self._again(unreachable=True))
+            try:
+                link = await self.gateway.upstream.connect((grant.replica.host, grant.replica.inference_port))
+            except ConnectFailed:
+                outcome = self._again(unreachable=True)
+            else:
+                if self.gone:
+                    if link.transport is not None:
+                        link.transport.abort()
+                    raise ClientGone
+                self.link = link
+                await self.gateway.upstream.send(link, self, self._head(grant), self.body)
+                return
         except Exception as error:
             self._fail(error)
+            return
+        await self._slowly(outcome)
