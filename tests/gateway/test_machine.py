@@ -337,6 +337,13 @@ def test_least_in_flight():
     assert choose([Candidate("a", 2), Candidate("b", 1), Candidate("c", 1)]).uid == "b"
 
 
+def test_what_is_kept_is_found_however_loaded_its_replica_is():
+    candidates = [Candidate("a"), Candidate("b", 9)]
+    assert {choose(candidates, affinity, "b").uid for affinity in range(9)} == {"b"}
+    assert choose(candidates, 0, "gone").uid == "a"
+    assert choose(candidates[:1], 0, "b").uid == "a"
+
+
 def test_a_conversation_finds_its_replica_again_within_the_bound():
     candidates = [Candidate(name) for name in "abcd"]
     homes = {affinity: choose(candidates, affinity).uid for affinity in range(1, 200)}

@@ -95,14 +95,15 @@ class Gateway(RuleBasedStateMachine):
         model=st.sampled_from(MODELS),
         size=st.integers(0, 15),
         affinity=st.integers(0, 3),
+        home=st.sampled_from(("", *UIDS)),
         autoload=st.booleans(),
         key=st.sampled_from(["", "k"]),
     )
-    def request_arrives(self, model, size, affinity, autoload, key):
+    def request_arrives(self, model, size, affinity, home, autoload, key):
         self.count += 1
         name = str(self.count)
         self.place[name] = self.count
-        arrival = Arrival(name, model, size, affinity, autoload, key=key, key_share=0.5)
+        arrival = Arrival(name, model, size, affinity, autoload, key=key, key_share=0.5, home=home)
         effects = self.machine.arrive(arrival, self.now)
         own = [effect for effect in effects if getattr(effect, "request", None) == name]
         assert len(own) == 1

@@ -1,4 +1,6 @@
-"""Which of several open replicas gets a request: the one that knows the conversation, unless it has more than its share. Pure."""
+"""Which of several open replicas gets a request: the one that keeps what it refers to, else the one that knows the
+conversation, unless it has more than its share. Pure.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,15 @@ class Candidate(Protocol):
 C = TypeVar("C", bound=Candidate)
 
 
-def choose(candidates: Sequence[C], affinity: int = 0) -> C:
-    """The replica for a request. Without affinity the least loaded; with it the first below the bound in the conversation's own order."""
+def choose(candidates: Sequence[C], affinity: int = 0, home: str = "") -> C:
+    """The replica for a request. Its home, however loaded: no other can answer it. Else without affinity the least loaded; with it the first below
+    the bound in the conversation's own order."""
     if len(candidates) == 1:
         return candidates[0]
+    if home:
+        for candidate in candidates:
+            if candidate.uid == home:
+                return candidate
     if affinity:
         total = sum(candidate.in_flight for candidate in candidates) + 1
         bound = math.ceil(BOUND * total / len(candidates))

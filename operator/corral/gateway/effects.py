@@ -30,6 +30,8 @@ class Arrival(msgspec.Struct, frozen=True):
     """Who asks, for the share of the waiting room; empty: nobody in particular."""
     key_share: float = 1.0
     """The part of a model's places that one key may take."""
+    home: str = ""
+    """The uid of the replica that keeps what it refers to; empty: nothing is kept for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -480,7 +480,7 @@ class Machine:
 
     def _grant(self, model: Model, ticket: Ticket, candidates: list[Replica], now: float) -> Grant:
         assert model.view is not None  # noqa: S101 - both callers looked
-        replica = choose(candidates, ticket.arrival.affinity)
+        replica = choose(candidates, ticket.arrival.affinity, ticket.arrival.home)
         ticket.replica = replica
         replica.in_flight += 1
         model.in_flight += 1
