@@ -28,6 +28,8 @@ class Pod:
         self.error = None
         self.version = 1
         self.seen = []
+        self.asked = []
+        """What came for responses that it keeps: method, target, headers."""
         self.polls = 0
         self.in_flight = 0
         self.served = 0
@@ -110,6 +112,8 @@ class Pod:
     async def _infer(self, request):
         if not self._authorized(request):
             return web.json_response({"error": {"code": "invalid_token", "message": "no"}}, status=401)
+        if "/responses/resp_" in request.path:
+            return await self._kept(request)
         if not self.admitting:
             self.refusals += 1
             return web.Response(status=503, headers={"x-corral-draining": "true", "Retry-After": "1", "Connection": "close"})
@@ -132,6 +136,20 @@ class Pod:
             return web.json_response({"echo": len(body), "pod": self.uid}, headers=self.extra_headers)
         finally:
             self.in_flight -= 1
+
+    async def _kept(self, request):
+        """Whatever its state, and no use of the model."""
+        self.asked.append((request.method, request.raw_path, request.headers.copy()))
+        if request.query.get("stream") != "true":
+            return web.json_response({"pod": self.uid, "usage": {"total_tokens": 1000}}, headers=self.extra_headers)
+        response = web.StreamResponse(headers={"content-type": "text/event-stream", **self.extra_headers})
+        await response.prepare(request)
+        for chunk in self.chunks:
+            await response.write(chunk)
+            if self.gate is not None:
+                await self.gate.wait()
+        await response.write_eof()
+        return response
 
 
 class RawPod:

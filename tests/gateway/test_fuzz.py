@@ -5,6 +5,7 @@ reads in the same way, every answer is whole and documented, and nothing is left
 """
 
 import asyncio
+import hashlib
 import json
 import os
 import random
@@ -21,6 +22,7 @@ SEED = int(os.environ.get("CORRAL_FUZZ_SEED", "1"))
 DOCUMENTED = {200, 400, 404, 405, 408, 413, 415, 431}
 CHAT = {"model": "small", "messages": [{"role": "user", "content": "h\u00e9llo"}], "max_tokens": 3}
 BOUNDARY = b"----b1"
+KEPT = b"resp_" + hashlib.blake2b(b"pod-raw", digest_size=8).hexdigest().encode() + b"0" * 24
 FORM = b"\r\n".join(
     (
         b"--" + BOUNDARY, b'Content-Disposition: form-data; name="file"; filename="a.wav"', b"Content-Type: audio/wav", b"", b"RIFF\x00\xff",
@@ -56,6 +58,8 @@ def seeds():
     yield whole(b"POST /models/load", b'{"model": "small"}')
     for path in (b"/v1/models", b"/v1/models/small", b"/models", b"/props", b"/slots?model=small", b"/health", b"/"):
         yield b"GET " + path + b" HTTP/1.1\r\nHost: gateway\r\n\r\n"
+    for method, rest in ((b"GET", b"?include[]=x"), (b"DELETE", b""), (b"POST", b"/cancel"), (b"GET", b"/input_items?limit=2")):
+        yield method + b" /v1/responses/" + KEPT + rest + b" HTTP/1.1\r\nHost: gateway\r\nContent-Length: 0\r\n\r\n"
     yield b"OPTIONS * HTTP/1.1\r\nHost: gateway\r\n\r\n"
     yield b"GET /v1/models HTTP/1.0\r\n\r\n"
 

@@ -28,8 +28,9 @@ from corral.gateway.pages import Pages
 from corral.gateway.ports import Clock, Directory, ReplicaView, ReportSink, Tokens
 from corral.gateway.replies import Reply
 from corral.gateway.requests import Request
+from corral.gateway.retrieval import Retrieval
 from corral.gateway.router_api import RouterApi
-from corral.gateway.routes import PROXIED, proxied
+from corral.gateway.routes import PROXIED, Carries, proxied
 from corral.gateway.settings import GatewaySettings
 from corral.gateway.tracing import tracing_from
 from corral.gateway.upstream import Upstream
@@ -39,7 +40,7 @@ log = logging.getLogger("corral.gateway")
 
 PREFIX_SECONDS = 5.0
 """How long a pod's token is used without asking the signer whether it has a newer one."""
-_POSTS = {path.encode(): route for (method, path), route in PROXIED.items() if method == "POST" and not route.called}
+_POSTS = {path.encode(): route for (method, path), route in PROXIED.items() if method == "POST" and "{" not in path and not route.called}
 """By what a request line says when it has no query: nearly all requests."""
 
 
@@ -130,6 +131,8 @@ class Gateway:
                     request.target = route.called + b"?" + request.query if request.query else route.called
         if route is None:
             self.spawn(self._page(request, reply))
+        elif route.carries is Carries.PATH:
+            Retrieval(self, route, request, reply).begin()
         else:
             Exchange(self, route, request, reply).begin()
 

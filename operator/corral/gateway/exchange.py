@@ -14,7 +14,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from corral.gateway import bodies, errors, usage
+from corral.gateway import bodies, errors, kept_responses, usage
 from corral.gateway.bodies import Asked, ClientGone, KeptBody
 from corral.gateway.effects import Arrival, Grant, Reject, Rejection
 from corral.gateway.endings import break_off, refuse_request
@@ -258,18 +258,21 @@ class Exchange:
         self.route = route
         self.key = route.key
         size = affinity = 0
+        home = ""
         body = self.body
         if body is not None:
             size = body.size
             if body.in_memory is not None and gateway.machine.replicas_of(route.key) > 1:
                 affinity = bodies.affinity_of(body.in_memory)
+                if self.proxied.refers:
+                    home = kept_responses.home_of(body.in_memory, gateway.directory.replicas)
         query = self.request.query
         autoload = not query or b"autoload=" not in query or bodies.wants_autoload(query)
         if key is None:
-            arrival = Arrival(self.id, route.key, size, affinity, autoload)
+            arrival = Arrival(self.id, route.key, size, affinity, autoload, home=home)
         else:
             self._admit(key, route.asked)
-            arrival = Arrival(self.id, route.key, size, affinity, autoload, "wake" in key.scopes, key.id, key.waiting_share)
+            arrival = Arrival(self.id, route.key, size, affinity, autoload, "wake" in key.scopes, key.id, key.waiting_share, home)
         self.waits_since = self.arrived if self.at_once else gateway.driver.now()
         outcome = gateway.driver.arrive(arrival, self.waits_since)
         if type(outcome) is Grant:

@@ -13,7 +13,7 @@ _TOLD = b"x-request-id, x-corral-model, x-corral-replica, x-corral-waited-ms, x-
 _LIMITS = b", ".join(b"x-ratelimit-%b-%b" % (what, of) for what in (b"limit", b"remaining", b"reset") for of in (b"requests", b"tokens"))
 _REST = b"\r\nvary: origin\r\naccess-control-expose-headers: %b, %b\r\n" % (_TOLD, _LIMITS)
 PREFLIGHT = [
-    (b"access-control-allow-methods", b"GET, POST"),
+    (b"access-control-allow-methods", b"GET, POST, DELETE"),
     (b"access-control-max-age", b"600"),
 ]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from corral.gateway.kept_responses import pattern_of
+
 
 class Carries(Enum):
     """Where the model's name is."""
@@ -12,6 +14,8 @@ class Carries(Enum):
     JSON = auto()
     MULTIPART = auto()
     QUERY = auto()
+    PATH = auto()
+    """Nowhere: the path has the id of a response, and that says which pod keeps it."""
 
 
 class Shape(Enum):
@@ -31,12 +35,15 @@ class Proxied:
     shape: Shape = Shape.OPENAI
     called: bytes = b""
     """The path's name at the pod, where that is another."""
+    refers: bool = False
+    """Its body may name what a pod keeps."""
 
 
 _JSON = Proxied(Carries.JSON)
 _QUERY = Proxied(Carries.QUERY)
 _MULTIPART = Proxied(Carries.MULTIPART)
 _ANTHROPIC = Proxied(Carries.JSON, Shape.ANTHROPIC)
+_KEPT = Proxied(Carries.PATH, Shape.RESPONSES)
 
 PROXIED: dict[tuple[str, str], Proxied] = {
     ("POST", "/v1/chat/completions"): _JSON,
@@ -50,10 +57,14 @@ PROXIED: dict[tuple[str, str], Proxied] = {
     ("POST", "/v1/reranking"): _JSON,
     ("POST", "/rerank"): _JSON,
     ("POST", "/reranking"): _JSON,
-    ("POST", "/v1/responses"): Proxied(Carries.JSON, Shape.RESPONSES),
-    ("POST", "/v1/responses/input_tokens"): _JSON,
-    ("POST", "/responses"): Proxied(Carries.JSON, Shape.RESPONSES, b"/v1/responses"),
-    ("POST", "/responses/input_tokens"): Proxied(Carries.JSON, called=b"/v1/responses/input_tokens"),
+    ("POST", "/v1/responses"): Proxied(Carries.JSON, Shape.RESPONSES, refers=True),
+    ("POST", "/v1/responses/input_tokens"): Proxied(Carries.JSON, refers=True),
+    ("POST", "/responses"): Proxied(Carries.JSON, Shape.RESPONSES, b"/v1/responses", refers=True),
+    ("POST", "/responses/input_tokens"): Proxied(Carries.JSON, called=b"/v1/responses/input_tokens", refers=True),
+    ("GET", "/v1/responses/{id}"): _KEPT,
+    ("DELETE", "/v1/responses/{id}"): _KEPT,
+    ("GET", "/v1/responses/{id}/input_items"): _KEPT,
+    ("POST", "/v1/responses/{id}/cancel"): _KEPT,
     ("POST", "/v1/messages"): _ANTHROPIC,
     ("POST", "/v1/messages/count_tokens"): _ANTHROPIC,
     ("POST", "/v1/audio/transcriptions"): _MULTIPART,
@@ -82,12 +93,14 @@ def proxied(method: str, path: str) -> Proxied | None:
     route = PROXIED.get((method, path))
     if route is None and method == "POST" and path.startswith("/slots/") and path[7:].isdigit():
         return _JSON
+    if route is None and path not in _METHODS:
+        return PROXIED.get((method, pattern_of(path)))
     return route
 
 
 def allowed_methods(path: str) -> list[str]:
     """The methods that a proxied path takes; empty for a path that is not proxied."""
-    return _METHODS.get(path, [])
+    return _METHODS.get(path) or _METHODS.get(pattern_of(path), [])
 
 
 def shape_of(path: str) -> Shape:
