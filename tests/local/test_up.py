@@ -152,3 +152,29 @@ async def test_what_cannot_be_a_model_ends_stalled_with_its_cause_and_disturbs_n
         with pytest.raises(openai.APIStatusError) as refused:
             await client.chat.completions.create(model="text", messages=[{"role": "user", "content": "x"}])
     assert refused.value.status_code == 503
+
+
+async def test_a_conversation_goes_on_from_its_response_after_its_model_gave_way(shared):
+    herd = await shared(1)
+    async with herd.openai() as client:
+        first = await client.responses.create(model="a", input="Who are you?")
+        assert first.output_text == ALPACA
+        assert await herd.ask("b") == BISON
+        await herd.until(lambda: herd.loaded() == {"b"}, "a to have given way")
+        evictions = herd.evictions()
+        assert (await client.responses.retrieve(first.id)).output_text == ALPACA
+        (asked,) = (await client.responses.input_items.list(first.id)).data
+        assert asked.content[0].text == "Who are you?"
+        assert herd.loaded() == {"b"}, "reading wakes nobody"
+        assert herd.evictions() == evictions
+        second = await client.responses.create(model="a", input="And now?", previous_response_id=first.id)
+        assert second.usage.input_tokens > first.usage.total_tokens
+        with pytest.raises(openai.BadRequestError) as elsewhere:
+            await client.responses.create(model="b", input="x", previous_response_id=first.id)
+        assert elsewhere.value.code == "previous_response_not_found"
+        await client.responses.delete(first.id)
+        with pytest.raises(openai.NotFoundError) as gone:
+            await client.responses.retrieve(first.id)
+        assert gone.value.code == "response_not_found"
+        short = await client.responses.compact(model="b", input="Say who you are.")
+        assert [item.type for item in short.output] == ["message", "compaction"]

@@ -61,6 +61,8 @@ PROXIED: dict[tuple[str, str], Proxied] = {
     ("POST", "/v1/responses/input_tokens"): Proxied(Carries.JSON, refers=True),
     ("POST", "/responses"): Proxied(Carries.JSON, Shape.RESPONSES, b"/v1/responses", refers=True),
     ("POST", "/responses/input_tokens"): Proxied(Carries.JSON, called=b"/v1/responses/input_tokens", refers=True),
+    ("POST", "/v1/responses/compact"): Proxied(Carries.JSON, refers=True),
+    ("POST", "/responses/compact"): Proxied(Carries.JSON, called=b"/v1/responses/compact", refers=True),
     ("GET", "/v1/responses/{id}"): _KEPT,
     ("DELETE", "/v1/responses/{id}"): _KEPT,
     ("GET", "/v1/responses/{id}/input_items"): _KEPT,
