@@ -104,13 +104,22 @@ class _Peek(msgspec.Struct):
 class _Conversation(msgspec.Struct):
     prompt_cache_key: Any = None
     system: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    messages: list[msgspec.Raw] | Any = None
+    instructions: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    messages: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     prompt: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
+class _Turn(msgspec.Struct):
+    role: Any = None
+
+
+_BEGINNING = 8
+"""Turns that are looked at for the first of a user."""
 _peek = msgspec.json.Decoder(_Peek)
 _conversation = msgspec.json.Decoder(_Conversation)
+_turns = msgspec.json.Decoder(list[msgspec.Raw])
+_turn = msgspec.json.Decoder(_Turn)
 
 
 class Asked:
@@ -137,7 +146,7 @@ def peek(data: bytes) -> Asked:
 
 
 def affinity_of(data: bytes) -> int:
-    """A hash of how a conversation begins: its cache key if it names one, else the system text and the first two messages."""
+    """A hash of how a conversation begins, the same in all its turns: its cache key if it names one, else all up to its user's first message."""
     try:
         talk = _conversation.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -148,13 +157,28 @@ def affinity_of(data: bytes) -> int:
     else:
         if not isinstance(talk.system, msgspec.UnsetType):
             digest.update(talk.system)
-        if isinstance(talk.messages, list):
-            for message in talk.messages[:2]:
-                digest.update(bytes(message) if isinstance(message, msgspec.Raw) else repr(message).encode())
-        for text in (talk.prompt, talk.input):
+        for text in (talk.instructions, talk.prompt):
             if not isinstance(text, msgspec.UnsetType):
                 digest.update(bytes(text)[:1024])
+        for turns in (talk.messages, talk.input):
+            if not isinstance(turns, msgspec.UnsetType):
+                _add_beginning(digest, turns)
     return int.from_bytes(digest.digest(), "little") or 1
+
+
+def _add_beginning(digest: hashlib.blake2b, turns: msgspec.Raw) -> None:
+    try:
+        listed = _turns.decode(turns)
+    except msgspec.DecodeError:
+        digest.update(bytes(turns)[:1024])
+        return
+    for turn in listed[:_BEGINNING]:
+        digest.update(turn)
+        try:
+            if _turn.decode(turn).role == "user":
+                break
+        except msgspec.DecodeError:
+            break
 
 
 def query_model(query: bytes) -> str:
