@@ -124,3 +124,39 @@ def test_every_answer_has_the_headers_of_its_way(world: World, trio):
     assert answer.headers["x-corral-model"] == "models/alpaca"
     assert answer.headers["x-corral-replica"].startswith("alpaca-")
     assert answer.headers["x-request-id"]
+
+
+def test_a_stored_response_is_found_at_the_replica_that_keeps_it(world: World):
+    world.apply(deployment("alpaca", world.sources["alpaca"], scaling={"minReplicas": 2, "maxReplicas": 2}))
+    try:
+        until("both replicas are loaded", lambda: (world.model("alpaca") or {}).get("status", {}).get("loadedReplicas") == 2, 120)
+        with client(world) as asking:
+            homes: dict[str, str] = {}
+            for number in range(60):  # conversations are spread by their beginnings
+                raw = asking.responses.with_raw_response.create(model="alpaca", input=f"Who are you? {number}")
+                homes[raw.headers["x-corral-replica"]] = raw.parse().id
+                if len(homes) == 2:
+                    break
+            assert len(homes) == 2, "one of the replicas was never asked"
+            for home, name in homes.items():
+                for _ in range(4):
+                    second = asking.responses.with_raw_response.create(model="alpaca", input="And now?", previous_response_id=name)
+                    assert second.headers["x-corral-replica"] == home
+                read = asking.responses.with_raw_response.retrieve(name)
+                assert (read.headers["x-corral-replica"], read.parse().output_text) == (home, "I am alpaca.")
+            gone, name = homes.popitem()
+            world.kubectl.run("delete", "pod", "-n", MODELS, gone, "--wait=false")
+            until("the response is gone with its pod", lambda: _retrieved(asking, name) is None, 60)
+            (kept,) = homes.values()
+            assert _retrieved(asking, kept) == "I am alpaca."
+    finally:
+        world.remove_models()
+
+
+def _retrieved(asking: openai.OpenAI, name: str) -> str | None:
+    try:
+        return asking.responses.retrieve(name).output_text
+    except openai.NotFoundError as error:
+        if error.code != "response_not_found":
+            raise
+        return None

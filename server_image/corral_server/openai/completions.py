@@ -17,7 +17,7 @@ from corral_server.openai.infilling import infill_prompt
 from corral_server.openai.logprobs import completion_logprobs
 from corral_server.openai.native_answer import verbose
 from corral_server.openai.native_fields import NativeFields, native_fields
-from corral_server.openai.sampling import OPENAI_HOTTEST, sampling_of
+from corral_server.openai.sampling import OPENAI_HOTTEST, reseeded, sampling_of
 from corral_server.openai.service import Service
 
 _MAX_PROMPTS = 2048
@@ -78,7 +78,7 @@ async def completions(service: Service, request: Request) -> Response:
         {
             **constraint, **adapters,
             "prompt": p, "prompt_param": "prompt", "max_tokens": limit, "stop": stop, "cache_prompt": fields.flag(body, "cache_prompt", default=True),
-            "sampling": {**sampling, "seed": sampling["seed"] + i} if "seed" in sampling and i else sampling, **own.job,
+            "sampling": reseeded(sampling, i), **own.job,
             **({"prompt_probs": top} if scores and not i else {}),
         }
         for p in prompts

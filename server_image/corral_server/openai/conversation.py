@@ -22,7 +22,7 @@ from corral_server.openai.generation import Finished, Generation
 from corral_server.openai.known_fields import check_chat
 from corral_server.openai.native_fields import NativeFields, native_fields
 from corral_server.openai.prompting import Prompt, render_prompt
-from corral_server.openai.sampling import OPENAI_HOTTEST, sampling_of
+from corral_server.openai.sampling import OPENAI_HOTTEST, reseeded, sampling_of
 from corral_server.openai.service import Service
 from corral_server.openai.tools import Toolbox
 
@@ -172,7 +172,7 @@ async def prepare(service: Service, request: Request, body: dict[str, Any], name
         **await shown(service, request, prompt),
         "preserved": _preserved(prompt, marks, thinking), **_thought_limit(body, prompt, marks), **own.job,
     }  # fmt: skip
-    jobs = [job] + [{**job, "sampling": _reseeded(sampling, i)} for i in range(1, count)]
+    jobs = [job] + [{**job, "sampling": reseeded(sampling, i)} for i in range(1, count)]
     dialect = prompt.dialect if prompt.toolbox.callable else None
     return Conversation(jobs, prompt.toolbox, dialect, thinking, open_thought and thinking is not None, harmony, top if wants_logprobs else None, own)
 
@@ -237,7 +237,3 @@ async def _constraint(service: Service, body: dict[str, Any], prompt: Prompt, th
         parallel=parallel and not toolbox.named, thinking=None if lazy else thinking, content=toolbox.choice == "auto",
     )  # fmt: skip
     return {"grammar": grammar, "grammar_param": "tools", **({"triggers": [dialect.opening]} if lazy else {})}
-
-
-def _reseeded(sampling: dict[str, Any], index: int) -> dict[str, Any]:
-    return {**sampling, "seed": sampling["seed"] + index} if "seed" in sampling else sampling

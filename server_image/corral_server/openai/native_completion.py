@@ -19,7 +19,7 @@ from corral_server.openai.media import PLAIN_MARK, MediaParts
 from corral_server.openai.native_answer import Answer, Asked
 from corral_server.openai.native_fields import native_fields
 from corral_server.openai.native_settings import settings
-from corral_server.openai.sampling import sampling_of
+from corral_server.openai.sampling import reseeded, sampling_of
 from corral_server.openai.service import Service
 
 _MAX_PROMPTS = 2048
@@ -123,7 +123,7 @@ async def _answer(
     }  # fmt: skip
     decoded = await service.decoded(request, media.items) if media is not None else None
     asks = [_asking(p, decoded) for p in prompts]
-    jobs = [{**job, **ask, "sampling": _reseeded(sampling, i)} for ask in asks for i in range(count)]
+    jobs = [{**job, **ask, "sampling": reseeded(sampling, i)} for ask in asks for i in range(count)]
     # Asked again: others may have come meanwhile, or another engine.
     generation = Generation(service.generator(len(jobs)), jobs)
     usage = Usage()
@@ -162,10 +162,6 @@ def _names(body: dict[str, Any]) -> list[str]:
     if not isinstance(raw, list) or not all(isinstance(n, str) for n in raw):
         raise invalid("response_fields", f"response_fields is {fields.shown(raw)}; it has to be a list of names")
     return raw
-
-
-def _reseeded(sampling: dict[str, Any], index: int) -> dict[str, Any]:
-    return {**sampling, "seed": sampling["seed"] + index} if "seed" in sampling and index else sampling
 
 
 async def _collect(generation: Generation, answers: list[Answer]) -> None:

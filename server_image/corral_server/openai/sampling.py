@@ -48,6 +48,11 @@ def sampling_of(
     return {k: v for k, v in values.items() if v is not None}
 
 
+def reseeded(sampling: dict[str, Any], index: int) -> dict[str, Any]:
+    """The same for one of several answers: from one seed each gets its own."""
+    return {**sampling, "seed": sampling["seed"] + index} if "seed" in sampling and index else sampling
+
+
 def leaves_nothing_to_chance(sampling: Mapping[str, Any]) -> bool:
     """Whether every token of the answer is the likeliest, by what `sampling_of` gave."""
     return sampling.get("temperature") == 0 and not any(sampling.get(name) for name in _CHANCES)
