@@ -80,6 +80,16 @@ def test_every_pod_is_restricted(model, cache):
     assert violations_of_restricted(job["spec"]["template"]["spec"]) == []
 
 
+def test_the_cache_has_room_for_what_a_server_keeps_beside_its_model_files():
+    """A kubelet ends the pod that is over its volume's limit; the server keeps its files, its states and its responses each within theirs."""
+    cache = {"type": "EmptyDir", "size": "10Gi"}
+    for engine, states in (({}, 256 * MI), ({"promptCache": {"size": "1Gi"}}, 1024 * MI), ({"promptCache": {"size": "0"}}, 0)):
+        pod = server_pod(replica_request(deployment(engine=engine), cache=cache), SETTINGS, Binding())
+        (volume,) = [v for v in pod["spec"]["volumes"] if v["name"] == "cache"]
+        assert int(volume["emptyDir"]["sizeLimit"]) >= 10 * 1024 * MI + states + 64 * MI
+        assert env_of(pod)["CORRAL_CACHE_LIMIT"] == str(10 * 1024 * MI)
+
+
 def test_a_host_path_cache_is_the_one_way_out_of_restricted():
     pod = server_pod(replica_request(cache={"type": "HostPath", "path": "/var/models"}), SETTINGS, Binding())
     assert violations_of_restricted(pod["spec"]) == ["volume {'hostPath'}"]

@@ -25,6 +25,8 @@ CACHE_DIR = "/cache"
 SECRET_DIR = "/etc/corral/source"  # noqa: S105 - a folder
 CLAIMS_DIR = "/claims"
 TERMINATION_MESSAGE = "/dev/termination-log"
+RESPONSES = 80 << 20
+"""Bytes of the responses that a server keeps beside its model files (64 MiB at most), and of what small files cost a disk."""
 KILL_AFTER = 10
 """Seconds between the end of the server's own grace and the kill."""
 ESTIMATE_MEMORY = {"request": "64Mi", "limit": "1Gi"}
@@ -245,7 +247,10 @@ def _env(server_spec: Mapping[str, Any], settings: ServerSettings, deployment: M
 
 
 def _volumes(deployment: ModelDeployment, cache: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    volumes: list[dict[str, Any]] = [{"name": "tmp", "emptyDir": {}}, {"name": "cache", **cache_volume(cache)}]
+    volumes: list[dict[str, Any]] = [
+        {"name": "tmp", "emptyDir": {}},
+        {"name": "cache", **cache_volume(cache, deployment.spec.engine.prompt_cache.size)},
+    ]
     mounts: list[dict[str, Any]] = [{"name": "tmp", "mountPath": "/tmp"}, {"name": "cache", "mountPath": CACHE_DIR}]  # noqa: S108 - as above
     secret = deployment.spec.model.secret_ref
     if secret is not None:
@@ -265,9 +270,10 @@ def source_claims(deployment: ModelDeployment) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def cache_volume(cache: Mapping[str, Any]) -> dict[str, Any]:
+def cache_volume(cache: Mapping[str, Any], states: int = 0) -> dict[str, Any]:
+    """`states`: bytes of saved states that a server keeps beside its model files."""
     settings = Cache.model_validate(dict(cache))
-    size = str(settings.size)
+    size = str(settings.size + states + RESPONSES)
     if settings.type == "HostPath":
         return {"hostPath": {"path": settings.path, "type": "DirectoryOrCreate"}}
     if settings.type == "PersistentVolumeClaim" and settings.claim_name:
