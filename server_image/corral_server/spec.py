@@ -15,6 +15,7 @@ from corral_server.quantities import parse_bytes
 from corral_server.reasons import INVALID_ENGINE_SETTINGS, Failure, wrong_setting
 
 KV_TYPES = ("F32", "F16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+EFFORTS = ("", "None", "Minimal", "Low", "Medium", "High")
 POOLINGS = ("", "None", "Mean", "CLS", "Last", "Rank")
 
 
@@ -23,6 +24,18 @@ class Adapter:
     name: str
     source: str
     scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One more name for the model, with settings of its own."""
+
+    name: str
+    adapter: str = ""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    reasoning_effort: str = ""
+    """As requests have it: `none`, `low`, ...; empty: as the template has it."""
+    system_prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,7 @@ class EngineSpec:
     gpu_layers: int = -1
     pooling: str = ""
     adapters: tuple[Adapter, ...] = ()
+    presets: tuple[Preset, ...] = ()
     chat_template: str = ""
 
 
@@ -126,6 +140,7 @@ def parse_engine(raw_value: object, path: str = "engine") -> EngineSpec:
         raise wrong_setting(f"{path}.draft", draft, "an object with source or with ngram, not with both")
     if len({a.name for a in adapters}) < len(adapters):
         raise wrong_setting(f"{path}.adapters", [a.name for a in adapters], "a list in which each name comes once")
+    presets = _presets(raw.get("presets") or [], [a.name for a in adapters], f"{path}.presets")
     return EngineSpec(
         context_length=_whole(raw, "contextLength", path, 0, 0, 1 << 24),
         slots=_whole(raw, "slots", path, 4, 1, 256),
@@ -143,8 +158,26 @@ def parse_engine(raw_value: object, path: str = "engine") -> EngineSpec:
         gpu_layers=gpu_layers,
         pooling=_text(raw, "pooling", path, one_of=POOLINGS),
         adapters=tuple(adapters),
+        presets=presets,
         chat_template=_text(raw, "chatTemplate", path),
     )
+
+
+def _presets(raw: Any, adapters: list[str], path: str) -> tuple[Preset, ...]:
+    if not isinstance(raw, list):
+        raise wrong_setting(path, raw, "a list")
+    found: dict[str, Preset] = {}
+    for index, item in enumerate(raw):
+        where = f"{path}[{index}]"
+        entry = _object(item, where)
+        name = _text(entry, "name", where)
+        if not name or name in found or name in adapters:
+            raise wrong_setting(f"{where}.name", name, "a name that no other preset and no adapter has")
+        sampling = sampling_defaults.of_spec(_object(entry.get("sampling"), f"{where}.sampling"), f"{where}.sampling")
+        effort = _text(entry, "reasoningEffort", where, one_of=EFFORTS).lower()
+        adapter = _text(entry, "adapter", where, one_of=("", *adapters))
+        found[name] = Preset(name, adapter, sampling, effort, _text(entry, "systemPrompt", where))
+    return tuple(found.values())
 
 
 def parse_spec(text: str) -> ServerSpec:

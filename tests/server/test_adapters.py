@@ -16,12 +16,15 @@ from corral_server.engine.scheduling import IdleSlot, Rewind, choose_slot, choos
 PROMPT = "The old man walked down to the harbour, where the boats lay, and there he met a woman who told him about the sea and the weather. She"
 
 
+PRESETS = [{"name": "brief", "adapter": "poet", "sampling": {"maxTokens": 3}}]
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("adapters")
     files = [write_adapter(folder / f"{name}.gguf", seed) for seed, name in enumerate(("poet", "clerk"))]
     adapters = [{"name": f.stem, "source": f.as_uri(), "scale": "1.0"} for f in files]
-    with Server(smollm2().as_uri(), folder, engine={"contextLength": 512, "slots": 4, "adapters": adapters}) as server:
+    with Server(smollm2().as_uri(), folder, engine={"contextLength": 512, "slots": 4, "adapters": adapters, "presets": PRESETS}) as server:
         server.load()
         yield server
 
@@ -43,6 +46,8 @@ def test_each_adapter_speaks_for_itself_and_the_bare_model_stays_as_it_was(serve
     assert complete(server, lora=[{"id": 0, "scale": 1.0}], cache_prompt=False)["content"] == said["poet"]
     assert complete(server, "poet", lora=[{"id": 1, "scale": 1.0}, {"id": 0, "scale": 0.0}], cache_prompt=False)["content"] == said["clerk"]
     assert complete(server, model="tested:poet", cache_prompt=False)["content"] == said["poet"]
+    assert complete(server, "brief", cache_prompt=False, n_predict=None)["content"] == complete(server, "poet", n_predict=3)["content"]
+    assert complete(server, model="tested:brief", cache_prompt=False)["content"] == said["poet"]
     chat = {"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 12, "temperature": 0}
     answers = [server.http.post("/v1/chat/completions", json={**chat, "model": m}).json() for m in ("tested", "tested:poet")]
     assert answers[0]["choices"][0]["message"]["content"] != answers[1]["choices"][0]["message"]["content"]

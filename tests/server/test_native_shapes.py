@@ -7,7 +7,8 @@ import pytest
 from tests.server.harness import Server
 
 pytestmark = pytest.mark.model
-PROMPT = "I believe the meaning of life is"
+# Its answer is sure: in batches of another shape sums round otherwise, and where two words are nearly as good the other one may come.
+PROMPT = "Once upon a time, in a land far"
 
 
 def complete(server: Server, **body: object) -> dict:

@@ -59,7 +59,7 @@ async def count_input(service: Service, request: Request) -> Response:
 async def count_tokens(service: Service, request: Request, body: dict[str, Any], named: Sequence[str] | None = None) -> int:
     """How many tokens the prompt of a chat body has."""
     service.engine()
-    prompt = await unless_gone(request, render_prompt(service, body, named))
+    prompt = await unless_gone(request, render_prompt(service, request, body, named))
     found = await service.ask(
         request, "tokenize", {"content": prompt.text, "add_special": True, "parse_special": True, **await shown(service, request, prompt)}
     )

@@ -48,12 +48,13 @@ async def completions(service: Service, request: Request) -> Response:
     count = fields.whole(body, "n", 1, 128, 1) or 1
     best_of = fields.whole(body, "best_of", 1, 128, count) or count
     top = fields.whole(body, "logprobs", 0, 20)
-    limit = fields.whole(body, "n_predict", -1, 1 << 31, fields.whole(body, "max_tokens", -1, 1 << 31, service.defaults.get("max_tokens", 16)))
+    defaults = service.defaults(service.preset(request, body))
+    limit = fields.whole(body, "n_predict", -1, 1 << 31, fields.whole(body, "max_tokens", -1, 1 << 31, defaults.get("max_tokens", 16)))
     fields.text(body, "model")
     fields.text(body, "user")
     echo, suffix = fields.flag(body, "echo"), fields.text(body, "suffix")
     streaming, usage_chunk = fields.flag(body, "stream"), fields.stream_usage(body)
-    sampling = sampling_of(body, service.defaults, hottest=OPENAI_HOTTEST, vocabulary=service.vocabulary)
+    sampling = sampling_of(body, defaults, hottest=OPENAI_HOTTEST, vocabulary=service.vocabulary)
     if best_of < count:
         raise invalid("best_of", f"best_of is {best_of}; it has to be at least n, which is {count}")
     if best_of > count and streaming:

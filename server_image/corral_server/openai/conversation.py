@@ -153,15 +153,16 @@ async def prepare(service: Service, request: Request, body: dict[str, Any], name
     wants_logprobs = fields.flag(body, "logprobs")
     if top and not wants_logprobs:
         raise invalid("top_logprobs", "top_logprobs is only allowed when logprobs is true")
-    limit, own = _limit(body, service.defaults.get("max_tokens")), native_fields(body)
-    sampling = sampling_of(body, service.defaults, hottest=OPENAI_HOTTEST, vocabulary=service.vocabulary)
+    defaults = service.defaults(service.preset(request, body))
+    limit, own = _limit(body, defaults.get("max_tokens")), native_fields(body)
+    sampling = sampling_of(body, defaults, hottest=OPENAI_HOTTEST, vocabulary=service.vocabulary)
     if wants_logprobs:
         sampling["n_probs"] = max(top, 1)
     stop = fields.stops(body) + service.template_stops
     cache = fields.flag(body, "cache_prompt", default=True)
     adapters = service.adapters(request, body)
     service.generator(count)
-    prompt = await unless_gone(request, render_prompt(service, body, named))
+    prompt = await unless_gone(request, render_prompt(service, request, body, named))
     harmony = prompt.dialect.shape is Shape.HARMONY
     marks = thinking_of(prompt.template)
     open_thought = not harmony and prompt.opened

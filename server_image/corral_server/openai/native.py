@@ -56,7 +56,7 @@ async def detokenize(service: Service, request: Request) -> Response:
 
 async def apply_template(service: Service, request: Request) -> Response:
     body = fields.parse_body(await service.body(request))
-    return json_response({"prompt": (await unless_gone(request, render_prompt(service, body))).text})
+    return json_response({"prompt": (await unless_gone(request, render_prompt(service, request, body))).text})
 
 
 async def embedding(service: Service, request: Request) -> Response:
@@ -89,7 +89,7 @@ def properties(service: Service, request: Request) -> dict[str, Any]:
             "speculative": bool(model.get("drafts")),
             "is_processing": False,
             "params": settings(
-                sampling_of({}, service.defaults), limit=service.defaults.get("max_tokens"), drafts=model.get("drafts", "")
+                sampling_of({}, service.defaults()), limit=service.defaults().get("max_tokens"), drafts=model.get("drafts", "")
             ),
         },
         "total_slots": model.get("slots", 0),

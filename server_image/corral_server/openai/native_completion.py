@@ -93,9 +93,10 @@ def _shown(text: Any, files: Any, media: MediaParts, where: str) -> _Shown:
 async def _answer(
     service: Service, request: Request, body: dict[str, Any], prompts: list[Any], param: str, *, several: bool, media: MediaParts | None = None
 ) -> Response:
+    defaults = service.defaults(service.preset(request, body))
     limits = [fields.whole(body, name, -1, 1 << 31) for name in ("n_predict", "max_completion_tokens", "max_tokens")]
-    limit = next((found for found in limits if found is not None), service.defaults.get("max_tokens"))
-    sampling = sampling_of(body, service.defaults, vocabulary=service.vocabulary, texts=True)
+    limit = next((found for found in limits if found is not None), defaults.get("max_tokens"))
+    sampling = sampling_of(body, defaults, vocabulary=service.vocabulary, texts=True)
     top = fields.whole(body, "n_probs", 0, _MAX_PROBABILITIES) or fields.whole(body, "logprobs", 0, _MAX_PROBABILITIES) or 0
     if top:
         sampling["n_probs"] = top

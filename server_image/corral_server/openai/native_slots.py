@@ -25,7 +25,7 @@ async def slot_list(service: Service, request: Request) -> Response:
     if request.query_params.get("fail_on_no_slot") and all(s["processing"] for s in found):
         raise ApiError(503, "unavailable", "no slot available: all of them are answering", headers={"retry-after": "1"})
     context, drafts = service.model.get("contextLength", 0), service.model.get("drafts", "")
-    defaults = settings(sampling_of({}, service.defaults), limit=service.defaults.get("max_tokens"), drafts=drafts)
+    defaults = settings(sampling_of({}, service.defaults()), limit=service.defaults().get("max_tokens"), drafts=drafts)
     return json_response([_shape(s, context, defaults, drafts=bool(drafts)) for s in found])
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from starlette.requests import Request
 
 from corral_server.decoding import MediaItem
 from corral_server.dialects.formats import COMMAND, GENERIC, Dialect, Shape, Thinking, dialect_of, thinking_of
@@ -14,6 +15,7 @@ from corral_server.openai.continuing import beginning_of, with_beginning
 from corral_server.openai.errors import invalid
 from corral_server.openai.media import MediaParts
 from corral_server.openai.messages import parse_messages
+from corral_server.openai.presets import greeted
 from corral_server.openai.service import Service
 from corral_server.openai.tools import Toolbox, parse_tools
 from corral_server.template_needs import joined
@@ -35,15 +37,16 @@ class Prompt:
     """What it shows, in the order of the marks in its text."""
 
 
-async def render_prompt(service: Service, body: dict[str, Any], named: Sequence[str] | None = None) -> Prompt:
+async def render_prompt(service: Service, request: Request, body: dict[str, Any], named: Sequence[str] | None = None) -> Prompt:
     """The prompt of a chat body, tools and all; `named`: what the client's own body calls the messages."""
     media = MediaParts(service.able)
-    messages = parse_messages(body, named, media)
+    preset = service.preset(request, body)
+    messages = greeted(parse_messages(body, named, media), preset)
     toolbox = parse_tools(body)
     extra = dict(fields.mapping(body, "chat_template_kwargs"))
     if isinstance(extra.get("enable_thinking"), str):
         raise invalid("chat_template_kwargs.enable_thinking", "chat_template_kwargs.enable_thinking is a string; it has to be true or false")
-    effort = fields.choice(body, "reasoning_effort", EFFORTS, "")
+    effort = fields.choice(body, "reasoning_effort", EFFORTS, preset.reasoning_effort if preset else "")
     if effort:
         extra.setdefault("reasoning_effort", effort)
         if effort in ("none", "minimal"):

@@ -15,7 +15,9 @@ from corral_server.openai import fields
 from corral_server.openai.answers import unless_gone
 from corral_server.openai.errors import ApiError, invalid
 from corral_server.openai.native_adapters import Adapters
+from corral_server.openai.presets import Presets
 from corral_server.rendering import CHATML, TemplateError, template_variables
+from corral_server.spec import Preset
 from corral_server.supervisor import Supervisor
 
 _QUEUE_PER_SLOT = 16
@@ -26,6 +28,7 @@ class Service:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self.lora = Adapters(supervisor.spec.engine.adapters)
+        self._presets = Presets(supervisor.spec.engine.presets)
 
     @property
     def kept(self) -> KeptResponses:
@@ -36,10 +39,12 @@ class Service:
     def life(self) -> Any:
         return self._supervisor.life
 
-    @property
-    def defaults(self) -> Mapping[str, Any]:
+    def preset(self, request: Request, body: Mapping[str, Any]) -> Preset | None:
+        return self._presets.chosen(request.headers.get("x-corral-adapter", ""), body)
+
+    def defaults(self, preset: Preset | None = None) -> Mapping[str, Any]:
         """What a request that does not say gets."""
-        return {**self.model.get("sampling", {}), **self._supervisor.spec.engine.sampling}
+        return {**self.model.get("sampling", {}), **self._supervisor.spec.engine.sampling, **(preset.sampling if preset else {})}
 
     @property
     def model(self) -> dict[str, Any]:
@@ -159,7 +164,8 @@ class Service:
 
     def adapters(self, request: Request, body: Mapping[str, Any]) -> dict[str, Any]:
         """What a job has to say about adapters; a request for one that is not here must not be answered by the bare model."""
-        chosen = self.lora.chosen(request.headers.get("x-corral-adapter", ""), body)
+        preset = self.preset(request, body)
+        chosen = self.lora.chosen(preset.adapter if preset else request.headers.get("x-corral-adapter", ""), body)
         return {"adapters": chosen} if chosen else {}
 
     @property
