@@ -57,3 +57,9 @@ def test_the_server_is_told_what_the_api_says() -> None:
     assert told["engine"]["promptCache"] == {"size": "1Ki", "keepOnSleep": True}
     assert told["engine"]["sampling"] == {"temperature": "0"}
     assert "kvTokens" not in told["engine"]
+
+
+def test_the_server_is_told_of_presets_as_they_are() -> None:
+    preset = {"name": "brief", "adapter": "", "sampling": {"topK": 1}, "reasoningEffort": "None", "systemPrompt": "Be brief."}
+    assert server_spec(model(engine={"presets": [preset]}))["engine"]["presets"] == [preset]
+    assert "sampling" not in server_spec(model(engine={"presets": [{"name": "plain"}]}))["engine"]["presets"][0]

@@ -29,6 +29,10 @@ def _within(low: str, high: str) -> Rules:
     return Rules((rule,))
 
 
+SYSTEM_PROMPTS = 32768
+"""Characters that the system prompts of all presets have together: they reach the pod in one variable of its environment, of at most 128 KiB."""
+
+AdapterName = Annotated[str, Field(max_length=63, min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Share = Annotated[Number, _within("0", "1")]
 Penalty = Annotated[Number, _within("-2", "2")]
 
@@ -106,12 +110,27 @@ class Sampling(Part):
 class Adapter(Part):
     """A LoRA adapter, asked for as `MODEL:NAME`."""
 
-    name: Annotated[str, Field(max_length=63, min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: AdapterName
     """The part after the colon in a request's `model`."""
     source: Source
     """The adapter's GGUF file, by the schemes of `model.source`."""
     scale: Number = "1.0"
     """How strongly it acts; a decimal in quotes."""
+
+
+class Preset(Part):
+    """A name of its own over the loaded model, asked for as `MODEL:NAME`: what a request to it gets where it does not say."""
+
+    name: AdapterName
+    """The part after the colon in a request's `model`."""
+    adapter: Annotated[str, Field(max_length=63)] = ""
+    """The adapter that it uses, of `engine.adapters`. Default: none."""
+    sampling: Sampling | None = None
+    """What a request to it that does not say gets; what is left out here comes from `engine.sampling`."""
+    reasoning_effort: Literal["", "None", "Minimal", "Low", "Medium", "High"] = ""
+    """How much the model thinks where a request does not say; `None` turns thinking off. Default: the template's own way."""
+    system_prompt: Annotated[str, Field(max_length=SYSTEM_PROMPTS)] = ""
+    """Said before a conversation that has no system message of its own. Default: nothing."""
 
 
 class Engine(Part):
@@ -127,6 +146,22 @@ class Engine(Part):
             cel="!has(self.draft) || !has(self.draft.source) || self.draft.source == '' || !self.draft.ngram",
             message="draft.source and draft.ngram exclude each other",
             holds=lambda it: not (it.draft.source and it.draft.ngram),
+        ),
+        Rule(
+            cel="!has(self.presets) || !has(self.adapters) || self.presets.all(it, !self.adapters.exists(other, other.name == it.name))",
+            message="a preset and an adapter cannot have the same name: both are asked for by it",
+            holds=lambda it: not {preset.name for preset in it.presets} & {adapter.name for adapter in it.adapters},
+        ),
+        Rule(
+            cel="!has(self.presets) || self.presets.all(it, !has(it.adapter) || it.adapter == '' ||"
+            " (has(self.adapters) && self.adapters.exists(other, other.name == it.adapter)))",
+            message="a preset's adapter is the name of one of engine.adapters",
+            holds=lambda it: {preset.adapter for preset in it.presets} <= {"", *(adapter.name for adapter in it.adapters)},
+        ),
+        Rule(
+            cel=f"!has(self.presets) || self.presets.map(it, has(it.systemPrompt) ? size(it.systemPrompt) : 0).sum() <= {SYSTEM_PROMPTS}",
+            message=f"the system prompts of all presets have at most {SYSTEM_PROMPTS} characters together",
+            holds=lambda it: sum(len(preset.system_prompt) for preset in it.presets) <= SYSTEM_PROMPTS,
         ),
     )
 
@@ -158,5 +193,7 @@ class Engine(Part):
     """Makes it an embedding model (`None`, `Mean`, `CLS`, `Last`) or a rerank model (`Rank`). Default: what the file says."""
     adapters: Annotated[list[Adapter], Field(max_length=16), Unique(("name",))] = Field(default_factory=list)
     """LoRA adapters that are loaded with the model; each is asked for as `MODEL:NAME`."""
+    presets: Annotated[list[Preset], Field(max_length=32), Unique(("name",))] = Field(default_factory=list)
+    """Names over the one loaded copy, each asked for as `MODEL:NAME`: with its own sampling, system prompt and thinking effort."""
     chat_template: Annotated[str, Field(max_length=65536)] = ""
     """A Jinja chat template instead of the file's own. Default: the file's."""
