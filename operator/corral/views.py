@@ -33,7 +33,7 @@ def model_view(model: Json, pool: Json | None = None) -> ModelView:
         namespace=namespace,
         name=name,
         served_names=tuple(status.get("servedNames") or (f"{namespace}/{name}",)),
-        adapters=tuple(str(item.get("name", "")) for item in _part(spec, "engine").get("adapters") or ()),
+        adapters=tuple(str(item.get("name", "")) for kind in ("adapters", "presets") for item in _part(spec, "engine").get(kind) or ()),
         aliases=tuple(spec.get("aliases") or ()),
         state=loaded.reason if loaded is not None and loaded.reason else reasons.IDLE,
         ready=None if ready is None or ready.status not in {"True", "False"} else ready.status == "True",

@@ -46,6 +46,15 @@ def test_models_that_leave_their_settings_as_they_are_share_them() -> None:
     assert other.parsed.spec.scaling is first.parsed.spec.scaling
 
 
+def test_an_estimate_holds_whatever_presets_there_are() -> None:
+    plain, named, other = (read_deployment(manifest("a", engine=it)) for it in ({}, {"presets": [{"name": "brief"}]}, {"slots": 9}))
+    assert isinstance(plain, Deployment)
+    assert isinstance(named, Deployment)
+    assert isinstance(other, Deployment)
+    assert plain.estimate_key == named.estimate_key != other.estimate_key
+    assert named.server_spec["engine"]["presets"] != plain.server_spec["engine"]["presets"]
+
+
 def test_what_nobody_uses_any_more_is_not_kept() -> None:
     shared = Shared()
     first = read_deployment(manifest("a"))

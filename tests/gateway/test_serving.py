@@ -11,6 +11,7 @@ from tests.gateway.peers import Pod, RawClient, post
 
 from corral.gateway.ports import Condition, Hold
 from corral.gateway.settings import GatewaySettings
+from corral.views import model_view
 
 
 async def test_a_request_goes_through_unchanged(stand):
@@ -258,6 +259,31 @@ async def test_names(stand):
             assert response.status == 200
         async with stand.client.get(stand.url + "/slots") as response:
             assert (response.status, (await response.json())["error"]["code"]) == (400, "missing_model")
+
+
+async def test_a_preset_is_asked_for_as_an_adapter_is(stand):
+    engine = {"adapters": [{"name": "sql", "source": "x"}], "presets": [{"name": "brief"}, {"name": "precise", "adapter": "sql"}]}
+    status = {"servedNames": ["models/small", "small"], "conditions": [{"type": "Loaded", "status": "True", "reason": "Loaded"}]}
+    view = model_view({"metadata": {"name": "small", "namespace": "models"}, "spec": {"engine": engine}, "status": status})
+    async with Pod() as pod:
+        stand.directory.put_model(view)
+        stand.directory.put_replica(pod.view())
+        for asked, name in (("small:brief", "brief"), ("models/small:precise", "precise"), ("small:sql", "sql")):
+            assert (await stand.chat(model=asked))[0] == 200
+            assert pod.seen[-1][2]["x-corral-adapter"] == name
+            assert pod.seen[-1][2]["x-corral-served-name"] == asked
+        before = len(pod.seen)
+        status, _, body = await stand.chat(model="small:terse")
+        assert (status, json.loads(body)["error"]["code"], len(pod.seen)) == (404, "model_not_found", before)
+        async with stand.client.get(stand.url + "/v1/models") as response:
+            listed = (await response.json())["data"]
+        assert [entry["id"] for entry in listed] == ["models/small", "small"]
+        assert [entry["corral"]["adapters"] for entry in listed] == [["sql", "brief", "precise"]] * 2
+        async with stand.client.get(stand.url + "/v1/models/small:brief") as response:
+            found = await response.json()
+        assert (found["id"], found["corral"]["model"]) == ("small:brief", "models/small")
+        async with stand.client.get(stand.url + "/v1/models/small:terse") as response:
+            assert response.status == 404
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def env_of(manifest: dict) -> dict:
 
 RICH = deployment(
     model={"source": "pvc://weights/a/model.gguf", "secretRef": {"name": "hf-token"}, "projector": "pvc://weights/p.gguf"},
-    engine={"adapters": [{"name": "sql", "source": "pvc://adapters/sql.gguf"}]},
+    engine={"adapters": [{"name": "sql", "source": "pvc://adapters/sql.gguf"}], "presets": [{"name": "precise", "adapter": "sql"}]},
     placement={"tolerations": [{"key": "models", "operator": "Exists"}]},
     pod={
         "labels": {"team": "a"},

@@ -39,6 +39,12 @@ def test_a_model_with_a_status():
     assert (view.acknowledged_wish, view.created) == (9, 1767225600)
 
 
+def test_presets_follow_the_colon_as_adapters_do():
+    engine = {"adapters": [{"name": "sql", "source": "x"}], "presets": [{"name": "precise", "adapter": "sql"}, {"name": "brief"}]}
+    assert model_view(MODEL | {"spec": {"engine": engine}}).adapters == ("sql", "precise", "brief")
+    assert model_view(MODEL | {"spec": {"engine": {"presets": [{"name": "brief"}]}}}).adapters == ("brief",)
+
+
 def test_a_model_that_nobody_has_looked_at():
     view = model_view(MODEL)
     assert (view.served_names, view.state, view.ready, view.stalled) == (("models/small",), "Idle", None, False)

@@ -79,7 +79,8 @@ def read_deployment(raw: Mapping[str, Any]) -> Deployment | Unreadable:
         return Unreadable(packed, key_of(raw), str(metadata.get("uid") or ""), int(metadata.get("generation") or 0), str(error))
     parsed = parsed.model_copy(update={"spec": SHARED.parts(parsed.spec)})
     told, secret = _server_spec(parsed), parsed.spec.model.secret_ref
-    return Deployment(packed, parsed, digest([told["model"], told["engine"], secret.name if secret else ""], 16))
+    engine = {name: value for name, value in told["engine"].items() if name != "presets"}  # they cost no memory
+    return Deployment(packed, parsed, digest([told["model"], engine, secret.name if secret else ""], 16))
 
 
 def _server_spec(parsed: ModelDeployment) -> dict[str, Any]:

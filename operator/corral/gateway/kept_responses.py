@@ -89,7 +89,7 @@ def home_of(data: bytes, replicas: Mapping[str, ReplicaView]) -> str:
 
 
 def name_for(key: ApiKey | None, model: ModelView) -> str:
-    """The name by which a key may use the model. A response does not tell by which it was asked for, so one of an adapter's will do."""
+    """The name by which a key may use the model. A response does not tell by which it was asked for, so one of an adapter's or preset's will do."""
     names = names_of(model)
     if key is None or key.may_use(*names):
         return model.key

@@ -1,6 +1,7 @@
 """Which model a name means. Pure; kept up change by change, because it is asked on every request.
 
-The order: a served name, then `namespace/name`, then the name split at its last `:` into a model and one of its adapters.
+The order: a served name, then `namespace/name`, then the name split at its last `:` into a model and one of its adapters or
+presets. The pod is told either in the same header.
 """
 
 from __future__ import annotations

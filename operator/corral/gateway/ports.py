@@ -46,6 +46,7 @@ class ModelView:
     served_names: tuple[str, ...] = ()
     """`status.servedNames`; `namespace/name` always routes, whether it is in here or not."""
     adapters: tuple[str, ...] = ()
+    """What may follow the colon: adapters, then presets."""
     aliases: tuple[str, ...] = ()
     state: str = "Idle"
     """The reason of the `Loaded` condition: Loaded, Idle, Sleeping, Loading, WaitingForMemory, WaitingForTurn, ..."""

@@ -83,7 +83,7 @@ class Estimates:
 def _digest(server_spec: Mapping[str, Any]) -> str:
     model = server_spec["model"]
     files = []
-    engine = server_spec.get("engine") or {}
+    engine = {name: value for name, value in (server_spec.get("engine") or {}).items() if name != "presets"}  # they cost no memory
     beside = [(engine.get("draft") or {}).get("source") or "", *(each.get("source") or "" for each in engine.get("adapters") or [])]
     for source in (model["source"], model.get("projector") or "", *beside):
         if source.startswith("file://"):
