@@ -178,3 +178,22 @@ async def test_a_conversation_goes_on_from_its_response_after_its_model_gave_way
         assert gone.value.code == "response_not_found"
         short = await client.responses.compact(model="b", input="Say who you are.")
         assert [item.type for item in short.output] == ["message", "compaction"]
+
+
+async def test_presets_are_further_names_for_one_loaded_copy(herd):
+    herd.pool(ROOM[1])
+    presets = [{"name": "short", "sampling": {"maxTokens": 1}}, {"name": "polite", "systemPrompt": "Be polite."}]
+    herd.model("a", ALPACA, engine={"presets": presets})
+    herd.start()
+    await herd.ready("a")
+    async with herd.openai() as client:
+        ask = {"messages": [{"role": "user", "content": "x"}]}
+        whole = await client.chat.completions.create(model="a", **ask)
+        short = await client.chat.completions.create(model="a:short", **ask)
+        polite = await client.chat.completions.create(model="default/a:polite", **ask)
+        assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == (ALPACA, "stop")
+        assert (short.usage.completion_tokens, short.choices[0].finish_reason, short.model) == (1, "length", "a:short")
+        assert polite.usage.prompt_tokens > whole.usage.prompt_tokens
+        with pytest.raises(openai.NotFoundError):
+            await client.chat.completions.create(model="a:rude", **ask)
+    assert herd.supervisor("a")["loads"] == 1
