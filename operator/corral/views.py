@@ -50,6 +50,7 @@ def model_view(model: Json, pool: Json | None = None) -> ModelView:
         max_replicas=int(_part(spec, "scaling").get("maxReplicas") or 1),
         evictions=int(status.get("evictions") or 0),
         acknowledged_wish=wish if isinstance(wish, int) else None,
+        placements=tuple((str(item.get("replica", "")), str(item.get("state", ""))) for item in status.get("placements") or ()),
     )
 
 

@@ -443,3 +443,26 @@ async def test_a_stopping_gateway_serves_for_as_long_as_somebody_still_sends(sta
         await stopping
         with pytest.raises(aiohttp.ClientConnectorError):
             await stand.client.get(url)
+
+
+async def test_a_replica_that_is_loaded_beside_another_gets_its_share(stand):
+    async with Pod("pod-a", state="Sleeping") as first, Pod("pod-b", state="Sleeping") as second:
+        stand.directory.put_model(model())
+        for pod in (first, second):
+            stand.directory.put_replica(pod.view())
+        asked = asyncio.ensure_future(stand.chat())
+        await stand.until(lambda: stand.gateway.machine.waiting() == 1 and first.polls)
+        await first.become("Loaded")
+        assert (await asked)[0] == 200
+        await second.become("Loaded")  # nobody waits, so nobody asks it
+        stand.directory.put_model(model(placements=(("pod-a", "Loaded"), ("pod-b", "Loaded"))))
+        for number in range(20):
+            assert (await stand.chat(messages=[{"role": "user", "content": str(number)}]))[0] == 200
+        assert second.seen, "the second replica was never asked"
+        before = len(second.seen)
+        stand.directory.put_model(model(placements=(("pod-a", "Loaded"), ("pod-b", "Sleeping"))))
+        await second.become("Sleeping")
+        for number in range(20):
+            assert (await stand.chat(messages=[{"role": "user", "content": str(number)}]))[0] == 200
+        assert len(second.seen) == before
+        assert second.refusals == 0

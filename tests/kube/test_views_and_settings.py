@@ -99,6 +99,40 @@ def test_the_directory_follows_pools_models_and_pods():
     assert not memory.models
 
 
+@pytest.mark.parametrize("first", ["the model", "the pod"])
+def test_what_a_status_says_of_a_replica_is_known_whichever_comes_first(first: str):
+    """Without it a gateway that has one open replica would never send anything to another that was loaded later."""
+    memory = MemoryDirectory()
+    directory = KubeDirectory(None, memory, "corral")
+    pod = {
+        "metadata": {"name": "small-1", "namespace": "models", "uid": "u-1", "labels": {"corral.dev/model": "small"}},
+        "spec": {"nodeName": "n", "containers": []},
+        "status": {"phase": "Running", "podIP": "10.0.0.7"},
+    }
+
+    def told(state: str) -> None:
+        placements = [{"replica": "small-0", "state": "Sleeping"}, *([{"replica": "small-1", "state": state}] if state else [])]
+        directory._put_model(MODEL | {"status": STATUS | {"placements": placements}})
+
+    if first == "the model":
+        told("Loading")
+        directory._put_pod(pod)
+    else:
+        directory._put_pod(pod)
+        assert memory.replicas["u-1"].state == ""
+        told("Loading")
+    assert memory.replicas["u-1"].state == "Loading"
+    told("Loaded")
+    assert memory.replicas["u-1"].state == "Loaded"
+    directory._put_pod(pod | {"status": {"phase": "Running", "podIP": "10.0.0.8"}})
+    assert (memory.replicas["u-1"].state, memory.replicas["u-1"].host) == ("Loaded", "10.0.0.8")
+    told("")
+    assert memory.replicas["u-1"].state == ""
+    directory._remove_pod("", "", "u-1")
+    told("Loaded")
+    assert not memory.replicas
+
+
 NEEDED = {"CORRAL_NAMESPACE": "corral", "CORRAL_SERVER_IMAGE": "server:1", "CORRAL_POD_NAME": "op"}
 
 

@@ -69,6 +69,8 @@ class ModelView:
     """How often it made room for another model."""
     acknowledged_wish: int | None = None
     """The id of the last wish that the operator has acted upon."""
+    placements: tuple[tuple[str, str], ...] = ()
+    """Each replica's pod and state."""
 
     @property
     def key(self) -> str:
@@ -89,7 +91,7 @@ class ReplicaView:
     deleting: bool = False
     node: str = ""
     state: str = ""
-    """From `status.placements`: a hint only. Whether it admits, the pod alone knows."""
+    """From its model's placements, which the directory fills in: a hint only. Whether it admits, the pod alone knows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,11 @@ read as that pool and that node. It must never change an object of the registry.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from corral.api.modelpool import ModelPool
 from corral.domain.model import Device
 from corral.gateway.directory import MemoryDirectory
-from corral.gateway.ports import ReplicaView
 from corral.kube.ports import PodRecord, Sink
 from corral.local.devices import Inventory, node_and_devices
 from corral.local.manifests import Key
@@ -79,9 +77,6 @@ class World:
             local = self._as_local(key, obj)
             self._sink.put_model(local)
             self._directory.put_model(model_view(local, self._pool))
-            for record in self._pods.records:
-                if record.owner_uid == obj["metadata"]["uid"] and record.host:
-                    self._directory.put_replica(_view(record, obj))
 
     def _as_local(self, key: Key, obj: Mapping[str, Any]) -> Mapping[str, Any]:
         pool = self._pool["metadata"]["name"] if self._pool else "default"
@@ -132,11 +127,4 @@ class World:
             return
         self._sink.put_pod(record)
         if record.host:
-            namespace, _, name = record.model.partition("/")
-            self._directory.put_replica(_view(record, self._registry.get(Key("ModelDeployment", namespace, name)) or {}))
-
-
-def _view(record: PodRecord, obj: Mapping[str, Any]) -> ReplicaView:
-    placements = obj.get("status", {}).get("placements") or []
-    state = next((found["state"] for found in placements if found["replica"] == record.name), "")
-    return replace(replica_view(record), state=state)
+            self._directory.put_replica(replica_view(record))
