@@ -161,6 +161,19 @@ async def test_a_key_reaches_its_models_only(keyed):
     assert "x-api-key" not in keyed.pod.seen[-1][2]
 
 
+async def test_a_key_may_be_for_what_follows_the_colon_alone(keyed):
+    keyed.directory.put_model(model(adapters=("sql", "poet")))
+    headers = keyed.add("team", models="small:sql")
+    assert (await keyed.chat(model="small:sql", headers=headers))[0] == 200
+    for other in ("small", "small:poet"):
+        assert code(await keyed.chat(model=other, headers=headers)) == (403, "model_not_allowed")
+    async with keyed.client.get(keyed.url + "/v1/models", headers=headers) as response:
+        assert [entry["id"] for entry in (await response.json())["data"]] == ["small:sql"]
+    for name, status in (("small:sql", 200), ("small:poet", 404), ("small", 404)):
+        async with keyed.client.get(keyed.url + f"/v1/models/{name}", headers=headers) as response:
+            assert response.status == status
+
+
 async def test_scopes(keyed):
     reader = keyed.add("reader", scopes="infer")
     assert (await keyed.chat(headers=reader))[0] == 200

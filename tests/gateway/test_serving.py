@@ -277,11 +277,12 @@ async def test_a_preset_is_asked_for_as_an_adapter_is(stand):
         assert (status, json.loads(body)["error"]["code"], len(pod.seen)) == (404, "model_not_found", before)
         async with stand.client.get(stand.url + "/v1/models") as response:
             listed = (await response.json())["data"]
-        assert [entry["id"] for entry in listed] == ["models/small", "small"]
-        assert [entry["corral"]["adapters"] for entry in listed] == [["sql", "brief", "precise"]] * 2
+        assert [entry["id"] for entry in listed] == ["models/small", "small", "small:sql", "small:brief", "small:precise"]
+        assert [entry["corral"]["variant_of"] for entry in listed] == [None, None, "small", "small", "small"]
+        assert [entry["corral"]["adapters"] for entry in listed] == [["sql", "brief", "precise"]] * 5
         async with stand.client.get(stand.url + "/v1/models/small:brief") as response:
             found = await response.json()
-        assert (found["id"], found["corral"]["model"]) == ("small:brief", "models/small")
+        assert (found["id"], found["corral"]["model"], found["corral"]["variant_of"]) == ("small:brief", "models/small", "small")
         async with stand.client.get(stand.url + "/v1/models/small:terse") as response:
             assert response.status == 404
 
@@ -356,8 +357,8 @@ async def test_models_are_listed_under_every_name(stand):
     stand.directory.put_model(model("nameless", served_names=()))
     async with stand.client.get(stand.url + "/v1/models") as response:
         listed = (await response.json())["data"]
-    assert [entry["id"] for entry in listed] == ["models/small", "small", "tiny", "models/nameless"]
-    tiny = listed[2]
+    assert [entry["id"] for entry in listed] == ["models/small", "small", "small:sql", "tiny", "models/nameless"]
+    tiny = listed[3]
     assert (tiny["object"], tiny["created"], tiny["owned_by"]) == ("model", 1_700_000_000, "models")
     assert (tiny["corral"]["state"], tiny["corral"]["alias_of"], tiny["corral"]["context_length"]) == ("Sleeping", "small", 4096)
     async with stand.client.get(stand.url + "/v1/models/models/small") as response:

@@ -75,8 +75,8 @@ class Pages:
         method, path = request.method.decode(), request.path
         access, router = self._gateway.access, self._gateway.router
 
-        def allowed(model: ModelView) -> bool:
-            return key is None or key.may_use(*names_of(model))
+        def allowed(model: ModelView, *variants: str) -> bool:
+            return key is None or key.may_use(*names_of(model), *variants)
 
         if path in ("/models/load", "/models/unload"):
             if method != "POST":
