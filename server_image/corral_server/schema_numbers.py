@@ -3,6 +3,7 @@
 Numbers that are bounded are written without an exponent. What no grammar of reasonable size can hold is left to the type alone.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any, NamedTuple
@@ -117,24 +118,30 @@ def _stepped(step: Decimal, signed: bool, rule: Callable[[str, str], str]) -> st
     def name(done: int, remainder: int) -> str:
         return f"multiple-{modulus}-{places}-{done}-{remainder}"
 
-    def following(done: int, remainder: int) -> str:
-        return " | ".join(f'"{digit}" {name(done, (remainder * 10 + digit) % modulus)}' for digit in range(10))
+    def may_end(done: int, remainder: int) -> bool:
+        """What is not written is zeros."""
+        return bool(remainder * 10 ** (places - done) % modulus == 0)
+
+    @functools.cache
+    def digits_to(done: int, remainder: int) -> str:
+        """The digits that may come next and lead to some multiple; then `done` of them stand behind the point. A whole part can always go on."""
+        steps = ((digit, (remainder * 10 + digit) % modulus) for digit in range(10 if done <= places else 0))
+        fitting = ((digit, rest) for digit, rest in steps if not done or may_end(done, rest) or digits_to(done + 1, rest))
+        return " | ".join(f'"{digit}" {name(done, rest)}' for digit, rest in fitting)
+
+    def fraction(remainder: int) -> str:
+        digits = digits_to(1, remainder)
+        return f'"." ({digits})' if digits else ""
 
     for remainder in range(modulus):
         for done in range(places + 1):
-            # What is not written is zeros.
-            may_end = remainder * 10 ** (places - done) % modulus == 0
-            if done == 0:
-                more = following(0, remainder) + (f' | "." ({following(1, remainder)})' if places else "")
-            else:
-                more = following(done + 1, remainder) if done < places else ""
-            if more or may_end:
-                # A remainder that no digit leads back from ends nowhere: such a rule is never complete, and its digit never chosen.
-                rule(name(done, remainder), (f"({more})?" if may_end else more) if more else '""')
-            else:
-                rule(name(done, remainder), "[^\\x00-\\U0010FFFF]")
+            more = digits_to(done + 1, remainder) if done else " | ".join(part for part in (digits_to(0, remainder), fraction(remainder)) if part)
+            if may_end(done, remainder):
+                rule(name(done, remainder), f"({more})?" if more else '""')
+            elif more:
+                rule(name(done, remainder), more)
     first = " | ".join(f'"{digit}" {name(0, digit % modulus)}' for digit in range(1, 10))
-    zero = '"0"' + (f' ("." ({following(1, 0)}))?' if places else "")
+    zero = '"0"' + (f" ({fraction(0)})?" if places else "")
     sign = '"-"? ' if signed else ""
     return f"{sign}({zero} | {first})"
 

@@ -161,6 +161,10 @@ def test_steps_without_an_end_are_counted_digit_by_digit(kind: str, step: float,
         assert kind == "integer"  # a step that every integer has
         assert more == {}
         return
+    for text in rules.values():
+        # No digit may lead where no number ends: the answer could not go on.
+        assert set(re.findall(r"multiple-[\d-]+", text)) <= rules.keys()
+        assert text
     for hundredths in [*range(-320, 3200), 123_400, 99_975]:
         value = Decimal(hundredths) / 100
         text = f"{value.normalize():f}" if value else "0"
