@@ -107,8 +107,10 @@ def pods(own: dict[str, str], kubectl: Kubectl) -> dict[str, str]:
     def named(version: str, kind: str, name: str, **content: Any) -> dict[str, Any]:
         return {"apiVersion": version, "kind": kind, "metadata": {"name": name, "namespace": NAMESPACE}, **content}
 
+    kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}})
+    # A pod is refused before its namespace has an account, which a controller makes soon after.
+    until("the namespace has its service account", lambda: kubectl.get("serviceaccount", "default", NAMESPACE))
     kubectl.apply(
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}},
         {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "shared"}, "spec": volume},
         named("v1", "PersistentVolumeClaim", "shared", spec={**claimed, "resources": {"requests": {"storage": "1Gi"}}}),
         named("v1", "Service", "probe", spec={"selector": {"app": "probe"}, "ports": [{"port": 80, "targetPort": 8080}]}),
