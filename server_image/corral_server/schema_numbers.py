@@ -4,6 +4,7 @@ Numbers that are bounded are written without an exponent. What no grammar of rea
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ _PLACES = 15
 _MOST_LISTED = 200
 _MOST_STATES = 100
 _ANY = f"[0-9]{{0,{_PLACES}}}"
+_FRACTION = f'("." [0-9]{{1,{_PLACES}}})?'
 
 
 class Bound(NamedTuple):
@@ -64,7 +66,7 @@ def number_rule(schema: Mapping[str, Any], rule: Callable[[str, str], str]) -> s
 
 
 def _number(value: Any) -> Decimal | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or value in (float("inf"), float("-inf")):  # noqa: PLR0124
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or (isinstance(value, float) and not math.isfinite(value)):
         return None
     return Decimal(repr(value)).normalize()
 
@@ -177,16 +179,15 @@ def decimal_range(low: Bound | None, high: Bound | None) -> str:
 def _positive(low: Bound, high: Bound | None) -> list[str]:
     """Alternatives for the numbers from low to high, both at least 0."""
     first, above = _parts(low.value)
-    tail = f'("." [0-9]{{1,{_PLACES}}})?'
     begins = [f'"{first}" {_fraction_from(above, low.excluded)}']
     if high is None:
-        return begins + [f"{n} {tail}" for n in _natural(first + 1, None)]
+        return begins + [f"{n} {_FRACTION}" for n in _natural(first + 1, None)]
     last, below = _parts(high.value)
     if first == last:
         inside = _fraction_between(above, low.excluded, below, high.excluded)
         return [f'"{first}" {inside}'] if inside is not None else []
     ends = _fraction_to(below, high.excluded)
-    middle = [f"{n} {tail}" for n in _natural(first + 1, last - 1)]
+    middle = [f"{n} {_FRACTION}" for n in _natural(first + 1, last - 1)]
     return begins + middle + ([f'"{last}" {ends}'] if ends is not None else [])
 
 
@@ -203,7 +204,7 @@ _ZEROS = f'"0"{{0,{_PLACES}}}'
 def _fraction_from(digits: str, excluded: bool) -> str:
     """What may follow a whole number so that both are at least `.digits` more, or more than that."""
     if not digits:
-        return f'"." {_MORE}' if excluded else f'("." [0-9]{{1,{_PLACES}}})?'
+        return f'"." {_MORE}' if excluded else _FRACTION
     return f'"." ({_from(digits, excluded)})'
 
 
@@ -225,12 +226,15 @@ def _from(digits: str, excluded: bool) -> str:
 def _to(digits: str, excluded: bool) -> str:
     """Digits that are at most `.digits`, which does not end with a zero."""
     digit = int(digits[0])
-    parts = [f"[0-{digit - 1}] {_ANY}"] if digit else []
+    lower = [f"[0-{digit - 1}] {_ANY}"] if digit else []
+    return " | ".join(lower + _ending(digits, excluded))
+
+
+def _ending(digits: str, excluded: bool) -> list[str]:
+    """Of those the ones that begin with the same digit, if there are any."""
     if digits[1:]:
-        parts.append(f'"{digit}" ({_to(digits[1:], excluded)})?')
-    elif not excluded:
-        parts.append(f'"{digit}" {_ZEROS}')
-    return " | ".join(parts)
+        return [f'"{digits[0]}" ({_to(digits[1:], excluded)})?']
+    return [] if excluded else [f'"{digits[0]}" {_ZEROS}']
 
 
 def _fraction_between(above: str, open_low: bool, below: str, open_high: bool) -> str | None:
@@ -251,11 +255,7 @@ def _between(above: str, open_low: bool, below: str, open_high: bool) -> str | N
         return f'"{first}" ({rest})' if rest is not None else None
     parts = [f"[{first + 1}-{last - 1}] {_ANY}"] if last - first > 1 else []
     parts.append(f'"{first}" ({_from(above[1:], open_low)})')
-    if below[1:]:
-        parts.append(f'"{last}" ({_to(below[1:], open_high)})?')
-    elif not open_high:
-        parts.append(f'"{last}" {_ZEROS}')
-    return " | ".join(parts)
+    return " | ".join(parts + _ending(below, open_high))
 
 
 def _natural(low: int, high: int | None) -> list[str]:

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from tests.gateway.conftest import model
 from tests.gateway.peers import Pod, RawClient, RawPod, post, read_request
-from tests.gateway.test_keys import make
+from tests.gateway.test_keys import adding
 from yarl import URL
 
 from corral.gateway import kept_responses
@@ -271,12 +271,7 @@ async def test_a_cancellation_may_have_a_body(stand, two):
 
 async def test_keys_are_asked_for_as_elsewhere(stand_up):
     keys = MemoryKeys(required=True)
-    stand = await stand_up(keys=keys)
-
-    def add(name, **fields):
-        presented, key = make(name, **fields)
-        keys.put(key)
-        return {"authorization": f"Bearer {presented}"}
+    stand, add = await stand_up(keys=keys), adding(keys)
 
     async def code(headers):
         status, _, body = await ask(stand, f"/v1/responses/{kept('pod-a')}", headers=headers)

@@ -17,6 +17,17 @@ def make(key_id="team", **fields):
     return presented, parse_key(key_id, {**stored, **fields})
 
 
+def adding(keys):
+    """A function that adds a key and gives the headers of whoever has it."""
+
+    def add(key_id, **fields):
+        presented, key = make(key_id, **fields)
+        keys.put(key)
+        return {"authorization": f"Bearer {presented}"}
+
+    return add
+
+
 def test_only_the_whole_key_opens():
     presented, key = make()
     store = MemoryKeys(required=True)
@@ -113,13 +124,7 @@ def test_usage_is_read_from_header_comment_or_answer():
 async def keyed(stand_up):
     keys = MemoryKeys(required=True)
     stand = await stand_up(keys=keys)
-
-    def add(key_id, **fields):
-        presented, key = make(key_id, **fields)
-        keys.put(key)
-        return {"authorization": f"Bearer {presented}"}
-
-    stand.add = add
+    stand.add = adding(keys)
     stand.keys = keys
     async with Pod() as pod:
         stand.pod = pod

@@ -4,7 +4,7 @@ from corral.api.base import API_VERSION, GROUP, VERSION, Condition
 from corral.api.effective import DEFAULT_POOL, Effective, effective
 from corral.api.errors import Cause, InvalidObjectError
 from corral.api.gatewayreport import GatewayReport
-from corral.api.modeldeployment import ModelDeployment, engine_json, server_spec
+from corral.api.modeldeployment import ModelDeployment, engine_json, estimated_engine, server_spec
 from corral.api.modelpool import ModelPool
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "ModelPool",
     "effective",
     "engine_json",
+    "estimated_engine",
     "server_spec",
 ]

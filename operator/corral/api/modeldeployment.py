@@ -4,6 +4,7 @@ What a pool can set has no default here (a default in the schema would make the 
 """
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -211,6 +212,11 @@ class ModelDeployment(Resource):
 def engine_json(deployment: ModelDeployment) -> dict[str, Any]:
     """The engine settings as the server pod reads them in `CORRAL_SPEC`."""
     return deployment.spec.engine.dump()
+
+
+def estimated_engine(engine: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an engine's settings an estimate depends on: presets cost no memory."""
+    return {name: value for name, value in engine.items() if name != "presets"}
 
 
 def server_spec(deployment: ModelDeployment, *, cache_key: str = "") -> dict[str, Any]:

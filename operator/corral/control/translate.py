@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from corral.api import Effective, InvalidObjectError, ModelDeployment, ModelPool, effective, server_spec
+from corral.api import Effective, InvalidObjectError, ModelDeployment, ModelPool, effective, estimated_engine, server_spec
 from corral.api.mdstatus import ModelDeploymentStatus
 from corral.control.facts import Facts
 from corral.control.packing import Packed, Shared
@@ -79,8 +79,7 @@ def read_deployment(raw: Mapping[str, Any]) -> Deployment | Unreadable:
         return Unreadable(packed, key_of(raw), str(metadata.get("uid") or ""), int(metadata.get("generation") or 0), str(error))
     parsed = parsed.model_copy(update={"spec": SHARED.parts(parsed.spec)})
     told, secret = _server_spec(parsed), parsed.spec.model.secret_ref
-    engine = {name: value for name, value in told["engine"].items() if name != "presets"}  # they cost no memory
-    return Deployment(packed, parsed, digest([told["model"], engine, secret.name if secret else ""], 16))
+    return Deployment(packed, parsed, digest([told["model"], estimated_engine(told["engine"]), secret.name if secret else ""], 16))
 
 
 def _server_spec(parsed: ModelDeployment) -> dict[str, Any]:

@@ -331,13 +331,17 @@ class Exchange:
         self.grant = grant
         self.granted_at = gateway.driver.now()
         link = upstream.take(target) or await upstream.connect(target)
+        self._use(link)
+        gateway.sending(self)
+        await upstream.send(link, self, self._head(grant), self.body)
+
+    def _use(self, link: PodConnection) -> None:
+        """Take the connection, unless the client left while it was made."""
         if self.gone:
             if link.transport is not None:
                 link.transport.abort()
             raise ClientGone
         self.link = link
-        gateway.sending(self)
-        await upstream.send(link, self, self._head(grant), self.body)
 
     def _again(self, *, unreachable: bool) -> Outcome:
         """A pod did not take it: back to the machine, which keeps its place."""
@@ -439,11 +443,7 @@ class Exchange:
             except ConnectFailed:
                 outcome = self._again(unreachable=True)
             else:
-                if self.gone:
-                    if link.transport is not None:
-                        link.transport.abort()
-                    raise ClientGone
-                self.link = link
+                self._use(link)
                 await self.gateway.upstream.send(link, self, self._head(grant), self.body)
                 return
         except Exception as error:

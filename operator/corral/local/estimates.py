@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from corral.api import estimated_engine
 from corral.domain import reasons
 from corral.kube.ports import Refused
 from corral.local.processes import LEASH, server_command, server_environment
@@ -83,7 +84,7 @@ class Estimates:
 def _digest(server_spec: Mapping[str, Any]) -> str:
     model = server_spec["model"]
     files = []
-    engine = {name: value for name, value in (server_spec.get("engine") or {}).items() if name != "presets"}  # they cost no memory
+    engine = estimated_engine(server_spec.get("engine") or {})
     beside = [(engine.get("draft") or {}).get("source") or "", *(each.get("source") or "" for each in engine.get("adapters") or [])]
     for source in (model["source"], model.get("projector") or "", *beside):
         if source.startswith("file://"):

@@ -121,6 +121,12 @@ def stream_usage(body: Body) -> bool:
     return flag(options, "include_usage", within="stream_options")
 
 
+def variant(body: Body) -> str:
+    """What follows the last colon of the model's name; empty where there is none."""
+    model = body.get("model")
+    return model.rpartition(":")[2] if isinstance(model, str) and ":" in model else ""
+
+
 def shown(value: Any) -> str:
     try:
         rendered = orjson.dumps(value).decode()

@@ -23,8 +23,7 @@ class Adapters:
         if asked is not None and asked != []:
             return self._parsed(asked, "lora")
         if not name:
-            model = body.get("model")
-            last = model.rpartition(":")[2] if isinstance(model, str) and ":" in model else ""
+            last = fields.variant(body)
             name = last if any(a.name == last for a in self._known) else ""
         if name:
             number = next((i for i, a in enumerate(self._known) if a.name == name), None)

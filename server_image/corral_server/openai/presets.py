@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from corral_server.openai import fields
 from corral_server.spec import Preset
 
 
@@ -12,10 +13,7 @@ class Presets:
 
     def chosen(self, name: str, body: Mapping[str, Any]) -> Preset | None:
         """The one that a request asks for: by `name`, as the gateway tells it, else by the model's name in the body."""
-        model = body.get("model")
-        if not name and isinstance(model, str):
-            name = model.rpartition(":")[2] if ":" in model else ""
-        return self._known.get(name)
+        return self._known.get(name or fields.variant(body))
 
 
 def greeted(messages: list[dict[str, Any]], preset: Preset | None) -> list[dict[str, Any]]:

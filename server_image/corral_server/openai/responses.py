@@ -1,5 +1,6 @@
 """`/v1/responses` and `/v1/responses/input_tokens`: the responses API's objects and its stream of events."""
 
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -37,7 +38,7 @@ async def responses(service: Service, request: Request) -> Response:
     head = Head(service.kept.new_id(), service.served_name(request, body))
     base = begun(head, body, conversation.jobs[0]["sampling"], chat.tools, parallel=conversation.toolbox.parallel is not False)
     generation = conversation.start(service)
-    usage = Usage()
+    usage, keep = Usage(), functools.partial(store, service, body)
     if not streaming:
         (finished,) = await unless_gone(request, generation.collect())
         output, reading = Output(base, conversation.top), conversation.reading()
@@ -47,11 +48,7 @@ async def responses(service: Service, request: Request) -> Response:
         usage.add(finished.usage, first=True, reasoning=reading.thought_tokens)
         output.logprobs += finished.logprobs
         output.end(cut=finished.reason == "length")
-        return counted_response(request, await store(service, body, ended(base, finished.reason, output.items, usage)), usage)
-
-    async def keep(response: dict[str, Any]) -> dict[str, Any]:
-        return await store(service, body, response)
-
+        return counted_response(request, await keep(ended(base, finished.reason, output.items, usage)), usage)
     return EventStream(_events(base, conversation, generation, await begin(request, generation), usage, keep), request, usage)
 
 
