@@ -126,6 +126,20 @@ def test_every_answer_has_the_headers_of_its_way(world: World, trio):
     assert answer.headers["x-request-id"]
 
 
+def test_a_long_template_reaches_its_pod_as_it_was_written(world: World):
+    """More than one environment variable can hold, and what Kubernetes would take for a variable and for an escaped dollar sign."""
+    template = "{# " + 30_000 * "\u7f8a" + " #}$$ $(CORRAL_POD_UID) {{ messages[0].content }}"
+    world.apply(deployment("alpaca", world.sources["alpaca"], engine={"chatTemplate": template}))
+    try:
+        world.wait_ready("alpaca")
+        with client(world) as asking:
+            body = {"model": "alpaca", "messages": [{"role": "user", "content": "$$ $(HOME)"}]}
+            rendered = asking.post(str(asking.base_url.join("/apply-template")), body=body, cast_to=object)
+        assert rendered == {"prompt": "$$ $(CORRAL_POD_UID) $$ $(HOME)"}
+    finally:
+        world.remove_models()
+
+
 def test_a_stored_response_is_found_at_the_replica_that_keeps_it(world: World):
     world.apply(deployment("alpaca", world.sources["alpaca"], scaling={"minReplicas": 2, "maxReplicas": 2}))
     try:

@@ -3,6 +3,7 @@
 Read once at the start; nothing else reads the environment.
 """
 
+import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -52,7 +53,7 @@ def read_settings(env: Mapping[str, str] | None = None) -> Settings:
     return Settings(
         pod_uid=env.get("CORRAL_POD_UID", ""),
         public_keys=tuple(k.strip() for k in env.get("CORRAL_PUBLIC_KEYS", "").split(",") if k.strip()),
-        spec=env.get("CORRAL_SPEC", ""),
+        spec=_spec(env),
         cache_dir=path("CORRAL_CACHE_DIR") or Settings.cache_dir,
         cache_limit=int(number("CORRAL_CACHE_LIMIT", 0)),
         cache_shared=env.get("CORRAL_CACHE_SHARED", "") in {"1", "true"},
@@ -69,3 +70,9 @@ def read_settings(env: Mapping[str, str] | None = None) -> Settings:
         quiet_seconds=number("CORRAL_STREAM_QUIET_SECONDS", Settings.quiet_seconds),
         environ=dict(env),
     )
+
+
+def _spec(env: Mapping[str, str]) -> str:
+    """`CORRAL_SPEC`, `CORRAL_SPEC_2` and so on, which are one text: a variable has less than 128 KiB."""
+    names = itertools.takewhile(env.__contains__, itertools.chain(["CORRAL_SPEC"], (f"CORRAL_SPEC_{number}" for number in itertools.count(2))))
+    return "".join(env[name] for name in names)

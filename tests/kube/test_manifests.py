@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from tests.kube.world import MI, deployment, estimate_request, replica_request
@@ -13,6 +14,7 @@ from corral.kube.devices import Binding, Static
 from corral.kube.manifests import ServerSettings, estimate_job, estimate_name, prefetch_job, server_pod
 from corral.kube.membership import Pools
 from corral.kube.pods import planned_node, record, trim
+from corral_server.settings import read_settings
 
 SETTINGS = ServerSettings(image="corral-server:1", public_keys=("key-a", "key-b"), hf_endpoint="http://hub", allow_local_sources=True)
 
@@ -126,11 +128,21 @@ def test_the_record_of_a_new_pod_says_what_was_asked_for():
     assert (pod.inference_port, pod.control_port, pod.scheduled, pod.running) == (8080, 8081, False, False)
 
 
+def test_a_long_specification_takes_several_variables_and_no_dollar_sign():
+    told = {"name": "small", "engine": {"chatTemplate": "$$ $(HOME) " + 30_000 * "\u7f8a"}}
+    env = env_of(server_pod(replace(replica_request(), server_spec=told), SETTINGS, Binding()))
+    pieces = [env[name] for name in ("CORRAL_SPEC", "CORRAL_SPEC_2")]
+    assert "CORRAL_SPEC_3" not in env
+    assert all(len(piece.encode()) < 128 * 1024 - 100 and "$" not in piece for piece in pieces)
+    assert json.loads(read_settings(dict(zip(("CORRAL_SPEC", "CORRAL_SPEC_2"), pieces, strict=True))).spec) == told
+
+
 def test_the_environment_is_the_contract():
     env = env_of(server_pod(replica_request(RICH), SETTINGS, Binding()))
     assert env["CORRAL_POD_UID"] == {"fieldRef": {"fieldPath": "metadata.uid"}}
     assert env["CORRAL_PUBLIC_KEYS"] == "key-a,key-b"
     assert json.loads(env["CORRAL_SPEC"]) == {"name": "small", "namespace": "models"}
+    assert "CORRAL_SPEC_2" not in env
     assert env["CORRAL_HF_ENDPOINT"] == "http://hub"
     assert env["CORRAL_ALLOW_LOCAL_SOURCES"] == "1"
     assert env["CORRAL_SECRET_DIR"] == "/etc/corral/source"

@@ -197,3 +197,14 @@ async def test_presets_are_further_names_for_one_loaded_copy(herd):
         with pytest.raises(openai.NotFoundError):
             await client.chat.completions.create(model="a:rude", **ask)
     assert herd.supervisor("a")["loads"] == 1
+
+
+async def test_a_template_longer_than_one_environment_variable_reaches_its_server(herd):
+    herd.pool(ROOM[1])
+    herd.model("a", ALPACA, engine={"chatTemplate": "{# " + 30_000 * "\u7f8a" + " #}$$ {{ messages[0].content }}"})
+    herd.start()
+    await herd.ready("a")
+    async with herd.openai() as client:
+        body = {"model": "a", "messages": [{"role": "user", "content": "$(HOME)"}]}
+        rendered = await client.post(str(client.base_url.join("/apply-template")), body=body, cast_to=object)
+        assert rendered == {"prompt": "$$ $(HOME)"}

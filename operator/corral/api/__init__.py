@@ -4,7 +4,7 @@ from corral.api.base import API_VERSION, GROUP, VERSION, Condition
 from corral.api.effective import DEFAULT_POOL, Effective, effective
 from corral.api.errors import Cause, InvalidObjectError
 from corral.api.gatewayreport import GatewayReport
-from corral.api.modeldeployment import ModelDeployment, engine_json, estimated_engine, server_spec
+from corral.api.modeldeployment import ModelDeployment, engine_json, estimated_engine, server_spec, server_variables
 from corral.api.modelpool import ModelPool
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "engine_json",
     "estimated_engine",
     "server_spec",
+    "server_variables",
 ]

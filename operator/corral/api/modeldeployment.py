@@ -3,6 +3,7 @@
 What a pool can set has no default here (a default in the schema would make the pool's dead); `effective.py` puts the two together.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -230,3 +231,17 @@ def server_spec(deployment: ModelDeployment, *, cache_key: str = "") -> dict[str
         "engine": engine_json(deployment),
         "cacheKey": cache_key,
     }
+
+
+# Linux takes no single variable of 128 KiB or more, name and all (MAX_ARG_STRLEN); a template and prompts in Chinese are longer.
+_LONGEST_VARIABLE = 120_000
+
+
+def server_variables(told: Mapping[str, Any]) -> dict[str, str]:
+    """What `server_spec` gives as environment variables: `CORRAL_SPEC`, and for what one cannot hold `CORRAL_SPEC_2`, `CORRAL_SPEC_3` and so on.
+
+    The values are ASCII, and have no dollar sign: Kubernetes takes `$(NAME)` in a value for a variable, and `$$` for one dollar sign.
+    """
+    text = json.dumps(told, sort_keys=True).replace("$", r"\u0024")
+    pieces = [text[start : start + _LONGEST_VARIABLE] for start in range(0, len(text), _LONGEST_VARIABLE)]
+    return {f"CORRAL_SPEC_{number}" if number > 1 else "CORRAL_SPEC": piece for number, piece in enumerate(pieces, 1)}

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from corral.api.modeldeployment import ModelDeployment
+from corral.api.modeldeployment import ModelDeployment, server_variables
 from corral.api.modelpool import Cache
 from corral.domain.model import HOST_ID
 from corral.kube.client import JOBS, MODEL_DEPLOYMENTS, PODS
@@ -233,7 +233,7 @@ def _env(server_spec: Mapping[str, Any], settings: ServerSettings, deployment: M
     env: list[dict[str, Any]] = [
         {"name": "CORRAL_POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
         {"name": "CORRAL_PUBLIC_KEYS", "value": ",".join(settings.public_keys)},
-        {"name": "CORRAL_SPEC", "value": json.dumps(server_spec, sort_keys=True)},
+        *({"name": name, "value": value} for name, value in server_variables(server_spec).items()),
         {"name": "CORRAL_CACHE_DIR", "value": CACHE_DIR},
         {"name": "HOME", "value": "/tmp"},  # noqa: S108 - the pod's own emptyDir; the root is read-only
     ]

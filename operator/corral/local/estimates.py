@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from corral.api import estimated_engine
+from corral.api import estimated_engine, server_variables
 from corral.domain import reasons
 from corral.kube.ports import Refused
 from corral.local.processes import LEASH, server_command, server_environment
@@ -47,7 +47,7 @@ class Estimates:
 
     async def _run(self, server_spec: Mapping[str, Any], secret_dir: Path | None) -> dict[str, Any]:
         environment = server_environment() | {
-            "CORRAL_SPEC": json.dumps(server_spec),
+            **server_variables(server_spec),
             "CORRAL_CACHE_DIR": str(self._files),
             "CORRAL_ALLOW_LOCAL_SOURCES": "1",
         }

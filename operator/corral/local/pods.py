@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from corral.api import server_variables
 from corral.api.modelpool import Cache
 from corral.domain import reasons
 from corral.domain.model import HOST_ID, DeviceKind
@@ -264,7 +265,7 @@ class LocalPods:
             environment[variable["name"]] = variable.get("value", "")
         environment |= {
             "CORRAL_PUBLIC_KEYS": self._settings.public_keys,
-            "CORRAL_SPEC": json.dumps(request.server_spec),
+            **server_variables(request.server_spec),
             "CORRAL_CACHE_DIR": str(self._settings.files),
             "CORRAL_CACHE_LIMIT": str(int(Cache.model_validate(dict(request.cache)).size)),
             "CORRAL_CACHE_SHARED": "1",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from corral.api import ModelPool, effective
+from corral.api import ModelPool, effective, server_variables
 from corral.control.translate import Deployment, read_deployment
 from corral.local.processes import server_command, server_environment
 from corral.local.rundir import RunDir, cache_root
@@ -26,7 +26,7 @@ def prefetch(raw: Mapping[str, Any], pools: list[Mapping[str, Any]], run_dir: Pa
     deployment = found.parsed
     pool = next((ModelPool.parse(each) for each in pools if each["metadata"]["name"] == deployment.spec.pool), None)
     environment = server_environment() | {
-        "CORRAL_SPEC": json.dumps(found.server_spec),
+        **server_variables(found.server_spec),
         "CORRAL_CACHE_DIR": str(cache_root() / "files"),
         "CORRAL_CACHE_LIMIT": str(int(effective(deployment, pool).cache.size)),
         "CORRAL_ALLOW_LOCAL_SOURCES": "1",
