@@ -101,7 +101,7 @@ def main(sock: socket.socket) -> None:
             answer: dict[str, Any] = {"i": order["i"]}
             try:
                 if "schemas" in order:
-                    answer["text"] = "\n".join(_rules(order["schemas"], order["names"]))
+                    answer["text"] = "\n".join(_rules(order["schemas"], order["names"], loose=order["loose"]))
                 else:
                     answer["text"] = renderer.render(order)
             except UnusableSchemaError as error:
@@ -117,12 +117,12 @@ def main(sock: socket.socket) -> None:
             channel.send(answer)
 
 
-def _rules(schemas: list[Any], names: list[str]) -> list[str]:
+def _rules(schemas: list[Any], names: list[str], *, loose: bool) -> list[str]:
     """`names`: what the schemas are called in an error, if there is one for each."""
     found = []
     for index, schema in enumerate(schemas):
         try:
-            found.append(schema_rules(schema, f"s{index}-"))
+            found.append(schema_rules(schema, f"s{index}-", loose=loose))
         except UnusableSchemaError as error:
             raise UnusableSchemaError(f"{names[index]}: {error}" if len(names) == len(schemas) else str(error)) from None
     return found

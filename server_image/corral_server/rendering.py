@@ -45,9 +45,12 @@ class Rendering:
         """The prompt that a template makes; TemplateError says why it cannot."""
         return await self._ask("the chat template", {"template": template, "variables": variables})
 
-    async def rules(self, schemas: list[Any], names: Sequence[str] = ()) -> str:
-        """The grammar rules of JSON schemas; the first begins at `s0-root`, the next at `s1-root`, and so on. An error has the schema's name."""
-        return await self._ask("the schema", {"schemas": schemas, "names": list(names)})
+    async def rules(self, schemas: list[Any], names: Sequence[str] = (), *, loose: bool = False) -> str:
+        """The grammar rules of JSON schemas; the first begins at `s0-root`, the next at `s1-root`, and so on. An error has the schema's name.
+
+        `loose`: patterns that no grammar can hold are left out.
+        """
+        return await self._ask("the schema", {"schemas": schemas, "names": list(names), "loose": loose})
 
     async def _ask(self, what: str, order: dict[str, Any]) -> str:
         await self.start()

@@ -29,10 +29,13 @@ GRAMMARS = {
 }
 
 
+LOG = Log()  # llama.cpp calls it for as long as the process lives
+
+
 @functools.cache
 def vocabulary(name: str) -> Vocabulary:
     path: Path = {"smollm2": smollm2, "gemma": gemma}[name]()
-    model: Any = load_model(str(path), Log(), vocab_only=True)
+    model: Any = load_model(str(path), LOG, vocab_only=True)
     return Vocabulary(model)
 
 

@@ -230,7 +230,7 @@ async def _constraint(service: Service, body: dict[str, Any], prompt: Prompt, th
         # Nothing in these tells a call's beginning surely enough to start a grammar there; the reader takes what comes.
         return {}
     schemas = toolbox.schemas()
-    rules = await service.rules(ruled_schemas(dialect, schemas), "tools", toolbox.allowed)
+    rules = await service.rules(ruled_schemas(dialect, schemas), "tools", toolbox.allowed, loose=not toolbox.strict)
     parallel = dialect.parallel if toolbox.parallel is None else toolbox.parallel
     lazy = toolbox.choice == "auto" and dialect.shape is not Shape.GENERIC
     grammar = calls_grammar(

@@ -41,7 +41,7 @@ def as_function(raw: dict[str, Any], where: str) -> dict[str, Any]:
         if not syntax or not isinstance(definition, str) or not definition or len(definition) > _LONGEST_GRAMMAR:
             raise invalid(at, f"{at} is {fields.shown(grammar)}; it has to have a syntax, lark or regex, and a definition")
         if syntax == "regex":
-            schema["pattern"] = "^" + definition.removeprefix("^").removesuffix("$") + "$"
+            schema["pattern"] = f"^(?:{definition})$"
         else:
             description = f"{description}\nThe input has to follow this Lark grammar:\n{definition}".strip()
     parameters = {"type": "object", "properties": {INPUT: schema}, "required": [INPUT], "additionalProperties": False}

@@ -155,10 +155,10 @@ class Service:
             return {}
         return {"grammar": content_grammar(await self.rules([schema], param), "s0-root", thinking), "grammar_param": param}
 
-    async def rules(self, schemas: list[Any], param: str, names: Sequence[str] = ()) -> str:
-        """Grammar rules of JSON schemas; `names` tell several apart in an error."""
+    async def rules(self, schemas: list[Any], param: str, names: Sequence[str] = (), *, loose: bool = False) -> str:
+        """Grammar rules of JSON schemas; `names` tell several apart in an error. `loose`: patterns that no grammar can hold are left out."""
         try:
-            return await self._supervisor.rendering.rules(schemas, names)
+            return await self._supervisor.rendering.rules(schemas, names, loose=loose)
         except TemplateError as error:
             raise invalid(param, str(error)) from None
 

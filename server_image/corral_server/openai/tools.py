@@ -32,6 +32,11 @@ class Toolbox:
     def callable(self) -> bool:
         return bool(self.allowed) and self.choice != "none"
 
+    @property
+    def strict(self) -> bool:
+        """Whether arguments have to fit their schemas to the letter; else one tool's odd pattern is no reason to refuse all of a request."""
+        return bool(self.customs) or any(t["function"].get("strict") is True for t in self.tools)
+
     def schemas(self) -> list[Any]:
         by_name = {t["function"]["name"]: t["function"].get("parameters") or _ANY_OBJECT for t in self.tools}
         return [by_name[name] for name in self.allowed]

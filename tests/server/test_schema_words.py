@@ -1,0 +1,152 @@
+"""What JSON schemas say beyond types: names of properties, values that come once, references, constants with signs that JSON escapes.
+
+Each grammar takes just the values that the schema takes; and whatever a grammar lets a model write, at random, is valid by an independent validator.
+"""
+
+import json
+from typing import Any
+
+import jsonschema_rs
+import numpy as np
+import pytest
+from tests.server.test_grammar_search import vocabulary
+from tests.server.test_schema_counts import held
+
+from corral_server.engine.grammar import Grammar
+from corral_server.schema_counts import UnusableSchemaError
+from corral_server.schemas import schema_rules
+
+Schema = dict[str, Any]
+WHOLE = {"type": "integer"}
+COLOURS = ["red", "green", "blue"]
+
+CASES = [
+    pytest.param(
+        {"type": "object", "propertyNames": {"enum": ["a", "b"]}, "additionalProperties": WHOLE},
+        [{}, {"a": 1}, {"a": 1, "b": 2}, {"b": 2}], [{"c": 1}, {"a": "x"}], id="listed names",
+    ),
+    pytest.param(
+        {"type": "object", "propertyNames": {"$ref": "#/$defs/K"}, "required": ["a", "b"], "$defs": {"K": {"enum": ["a", "b"]}}},
+        [{"a": 1, "b": "x"}], [{}, {"a": 1}, {"a": 1, "b": 1, "c": 1}], id="listed names that are required",
+    ),
+    pytest.param(
+        {"type": "object", "propertyNames": {"pattern": "^[a-z]+$", "maxLength": 3}, "additionalProperties": WHOLE, "minProperties": 1},
+        [{"ab": 1}, {"x": 1, "y": 2}], [{}, {"A": 1}, {"abcd": 1}], id="names by a pattern",
+    ),
+    pytest.param({"type": "object", "patternProperties": {"^x-": WHOLE}}, [{}, {"x-a": 1}, {"x-a": 1, "x-b": 2}], [{"x-a": "b"}], id="patterns"),
+    pytest.param(
+        {
+            "type": "object", "properties": {"id": WHOLE}, "required": ["id"], "additionalProperties": False,
+            "patternProperties": {"^x-": {}, "^n_": WHOLE},
+        },
+        [{"id": 1}, {"id": 1, "x-q": [1]}, {"id": 2, "n_a": 3, "x-": None}], [{"x-a": 1}, {"id": 1, "n_a": "s"}, {"id": 1, "y": 1}],
+        id="closed but for patterns",
+    ),
+    pytest.param({"type": "object", "required": ["q"]}, [{"q": 1}, {"q": {"a": []}}], [{}, {"p": 1}], id="only required"),
+    pytest.param({"properties": {"a": WHOLE}, "required": ["a", "z"]}, [{"a": 1, "z": "t"}], [{"a": 1}], id="required and not listed"),
+    pytest.param(
+        {"type": "array", "items": {"enum": COLOURS}, "uniqueItems": True, "minItems": 2},
+        [["red", "green"], ["blue", "red", "green"]], [["red"], ["red", "red"], ["red", "green", "red"], []], id="unique",
+    ),
+    pytest.param({"items": {"type": "boolean"}, "uniqueItems": True, "maxItems": 1}, [[], [True]], [[True, True], [True, False]],
+        id="unique booleans"),
+    pytest.param(
+        {
+            "type": "object", "required": ["status", "x", "y"], "properties": {
+                "status": {"enum": ["a"]}, "x": {"$ref": "#/$defs/status"}, "y": {"$ref": "#/$defs/Deep/properties/status"},
+            }, "$defs": {"status": {"enum": ["b"]}, "Deep": {"properties": {"status": {"enum": ["c"]}}}},
+        },
+        [{"status": "a", "x": "b", "y": "c"}], [{"status": "a", "x": "a", "y": "c"}, {"status": "a", "x": "b", "y": "b"}],
+        id="references of one last name",
+    ),
+    pytest.param(
+        {"type": "object", "required": ["value", "o"], "properties": {"value": {"type": "integer", "minimum": 3}, "o": {"type": "object"}}},
+        [{"value": 3, "o": {"k": "text"}}], [{"value": 2, "o": {}}], id="a name of the converter's own",
+    ),
+    pytest.param(
+        {"$ref": "#/$defs/value", "$defs": {"value": {"type": "object", "properties": {"string": {"$ref": "#/$defs/value"}}, "required": []}}},
+        [{}, {"string": {"string": {}}}], [{"string": "x"}, 1], id="a reference of the converter's own names",
+    ),
+    pytest.param({"enum": ['a"b', "c\\d", "e\nf", "grün", "\u2028"]}, ['a"b', "c\\d", "e\nf", "grün", "\u2028"], ["ab", "e"], id="constants"),
+    pytest.param(
+        {"type": "object", "properties": {'a"b\\': WHOLE, "ü": WHOLE}, "required": ['a"b\\']},
+        [{'a"b\\': 1}, {'a"b\\': 1, "ü": 2}], [{}, {"ab": 1}], id="names with signs",
+    ),
+    pytest.param(
+        {"type": "object", "properties": {"when": {"type": "string", "format": "date"}, "to": {"format": "email"}}, "required": ["when", "to"]},
+        [{"when": "2024-02-29", "to": "a@b.org"}], [{"when": "2023-02-29", "to": "a@b.org"}, {"when": "2024-02-29", "to": "b.org"}], id="formats",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("schema", "good", "bad"), CASES)
+def test_a_grammar_takes_just_what_a_schema_takes(schema: Schema, good: list[Any], bad: list[Any]) -> None:
+    validator = jsonschema_rs.validator_for(schema, validate_formats=True)
+    assert [value for value in [*good, *bad] if validator.is_valid(value)] == good or "patternProperties" in schema
+    assert [value for value in [*good, *bad] if held(schema, json.dumps(value, ensure_ascii=False))] == good
+
+
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ({"type": "object", "propertyNames": {"enum": ["a"]}, "required": ["b"]}, "'b' is required, and propertyNames has no such name"),
+        ({"type": "array", "items": {"enum": ["a", "a"]}, "uniqueItems": True, "minItems": 2}, "no array has 2 of 1 different values"),
+        ({"type": "object", "patternProperties": []}, None),
+        ({"type": "object", "patternProperties": ["x"]}, "patternProperties"),
+        ({"type": "object", "propertyNames": 7}, "propertyNames is 7"),
+    ],
+)
+def test_what_nothing_fits_is_refused_by_its_place(schema: Schema, says: str | None) -> None:
+    whole = {"type": "object", "properties": {"deep": schema}}
+    if says is None:
+        assert schema_rules(whole, "")
+        return
+    with pytest.raises(UnusableSchemaError, match=f"^properties.deep of the schema: .*{says}"):
+        schema_rules(whole, "")
+
+
+WRITTEN = [
+    *(case.values[0] for case in CASES),
+    {
+        "type": "object", "required": ["name", "phone", "tags", "at", "net"], "additionalProperties": False,
+        "properties": {
+            "name": {"type": "string", "pattern": r"^[A-Z]\w+( [A-Z]\w+)*$", "maxLength": 30},
+            "phone": {"type": "string", "pattern": r"^\+?\d{3}-\d{4}$"},
+            "tags": {"type": "array", "items": {"enum": COLOURS}, "uniqueItems": True, "minItems": 1},
+            "at": {"type": "string", "format": "date-time"},
+            "net": {"anyOf": [{"type": "string", "format": "ipv4"}, {"type": "string", "format": "ipv6"}]},
+        },
+    },
+    {"type": "array", "minItems": 2, "maxItems": 3, "items": {"type": "string", "pattern": r'^a["\\]+\n?é$', "minLength": 5, "maxLength": 9}},
+    {"type": "object", "properties": {"kind": {"const": 'x"\\'}, "left": {"$ref": "#"}, "right": {"$ref": "#"}}, "required": ["kind"]},
+]  # fmt: skip
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("index", range(len(WRITTEN)))
+def test_whatever_a_grammar_lets_a_model_write_is_valid(index: int) -> None:
+    """Words at random, likelier to end than to go on: most texts are complete, and those are valid."""
+    words, schema = vocabulary("smollm2"), WRITTEN[index]
+    rules, validator = schema_rules(schema, ""), jsonschema_rs.validator_for(schema, validate_formats=True)
+    random, complete = np.random.default_rng(index), 0
+    ends = [token for token in range(words.size) if words.ends(token)]
+    for _ in range(6):
+        grammar, written = Grammar(words, rules), b""
+        try:
+            for step in range(400):
+                row = random.normal(size=words.size).astype(np.float32)
+                row[words.tokenize('"', add_special=False, parse_special=False) + words.tokenize("}", add_special=False, parse_special=False)] += (
+                    0.05 * step
+                )
+                row[ends] += 9
+                token = int(np.argmax(grammar.masked(row)))
+                if words.ends(token):
+                    complete += 1
+                    validator.validate(json.loads(written))
+                    break
+                grammar.accept(token)
+                written += words.piece(token)
+        finally:
+            grammar.close()
+    assert complete
