@@ -9,14 +9,13 @@ from dataclasses import replace
 from enum import Enum
 from typing import Any
 
+from corral_server.grammar_times import times
 from corral_server.pattern_lengths import counted_rules
 from corral_server.patterns import Characters, Either, End, Node, PatternError, Ranges, Repeat, Sequence, Start, complement, of, parse, union
 
 _SHORT = {'"': '"', "\\": "\\", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
 _CONTROL: Ranges = ((0, 0x1F), (0x7F, 0x7F))
 _SURROGATES: Ranges = ((0xD800, 0xDFFF),)
-_MOST_TIMES = 1000
-"""llama.cpp's grammars repeat a rule up to 2000 times."""
 _ANYTHING = Repeat(Characters(complement(())), 0, None)
 _NOTHING = Sequence(())
 
@@ -178,10 +177,10 @@ def _grouped(node: Node) -> str:
 
 
 def _times(text: str, least: int, most: int | None) -> str:
-    if max(least, most or 0) > _MOST_TIMES:
-        raise PatternError(f"more than {_MOST_TIMES} times cannot be held")
-    sign = {(0, None): "*", (1, None): "+", (0, 1): "?"}.get((least, most))
-    return text + (sign or f"{{{least},{'' if most is None else most}}}")
+    try:
+        return times(text, least, most)
+    except ValueError as error:
+        raise PatternError(str(error)) from None
 
 
 def _literally(node: Node) -> str | None:

@@ -62,7 +62,7 @@ def test_a_grammar_takes_what_a_pattern_takes(pattern: str) -> None:
     [
         ("(", "not closed"), (")", "never opened"), ("[a", "not closed"), ("*a", "nothing to repeat"), ("a**", "repeated"), ("a{3,2}", "{3,2}"),
         ("(?=a)b", "look around"), ("(?<!a)b", "look around"), ("(?i)a", "flags"), (r"(a)\1", r"\1"), (r"\ba", "border"), ("a^b", "^ and $"),
-        ("(^a)*", "^ and $"), (r"[b-a]", "range"), ("\\", "backslash"), (r"\xg1", "hexadecimal"), (r"\p{L}", r"\p"), ("a{1001}", "1000"),
+        ("(^a)*", "^ and $"), (r"[b-a]", "range"), ("\\", "backslash"), (r"\xg1", "hexadecimal"), (r"\p{L}", r"\p"), ("a{100001}", "100000"),
         ("[]a", "nothing that it may be"),
         (r"^[\ud800-\udbff]$", "nothing that it may be"), ("^" + "(" * 5000 + ")" * 5000, "nests too deeply"),
     ],
