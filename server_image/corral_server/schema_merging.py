@@ -51,8 +51,8 @@ def plain(schema: Any, referred: Callable[[str], Any], place: str = "") -> Schem
     return _about({**found, "type": kind})
 
 
-def _whole(schema: Any, referred: Callable[[str], Any], place: str, depth: int) -> Any:
-    """The schema, which may still be of several types; False where nothing fits."""
+def _whole(schema: Any, referred: Callable[[str], Any], place: str, depth: int, *, deep: bool = False) -> Any:
+    """The schema, which may still be of several types; False where nothing fits. `deep`: ways, too, are what they say by themselves."""
     if isinstance(schema, bool):
         return {} if schema else False
     if not isinstance(schema, dict):
@@ -64,19 +64,22 @@ def _whole(schema: Any, referred: Callable[[str], Any], place: str, depth: int) 
         return schema
 
     def followed(part: Any) -> Any:
-        found, deeper = _whole(part, referred, place, depth + 1), depth + 2
+        found, deeper = _whole(part, referred, place, depth + 1, deep=True), depth + 2
         while isinstance(found, dict) and "$ref" in found:
-            found, deeper = _whole(referred(found["$ref"]), referred, place, deeper), deeper + 1
+            found, deeper = _whole(referred(found["$ref"]), referred, place, deeper, deep=True), deeper + 1
         return found
 
-    parts = [*([{"$ref": schema["$ref"]}] if "$ref" in schema else []), *_list(schema, "allOf", place)]
-    ways = [_list(schema, key, place) for key in _WAYS if key in schema]
     found = _of_types({key: value for key, value in schema.items() if key not in ("$ref", "allOf", *_WAYS)}, place)
+    parts = [*([{"$ref": schema["$ref"]}] if "$ref" in schema else []), *_list(schema, "allOf", place)]
+    ways = [[option for option in _list(schema, key, place) if option is not False] for key in _WAYS if key in schema]
+    if found == {} and len(parts) + len(ways) == 1 and not deep:
+        # What nothing stands beside stays as it is: it may contain the schema itself.
+        alone = parts or ways[0]
+        return _whole(alone[0], referred, place, depth + 1) if len(alone) == 1 else _any(alone)
     for part in parts:
         found = _both(found, followed(part), place)
     for options in ways:
-        # Ways that nothing stands beside stay as they are: they may contain the schema itself.
-        found = _both(found, _any([followed(option) for option in options] if found or len(ways) > 1 else options), place)
+        found = _both(found, _any([followed(option) for option in options]), place)
     return found
 
 
@@ -138,7 +141,9 @@ def fits(value: Any, schema: Mapping[str, Any]) -> bool:
     if isinstance(value, bool) or value is None:
         return True
     if isinstance(value, (int, float)):
-        return bool(_within(value, schema.get("minimum"), schema.get("maximum")))
+        low, high = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+        beyond = (_number(low) and value <= low) or (_number(high) and value >= high)
+        return _within(value, schema.get("minimum"), schema.get("maximum")) and not beyond
     kind = "Length" if isinstance(value, str) else "Items" if isinstance(value, list) else "Properties"
     return _within(len(value), schema.get(f"min{kind}"), schema.get(f"max{kind}")) and not (
         isinstance(value, dict) and any(name not in value for name in schema.get("required") or [])

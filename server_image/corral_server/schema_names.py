@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from corral_server.pattern_rules import lengths_of
 from corral_server.schema_counts import UnusableSchemaError
 
 _WORDS = {"propertyNames", "patternProperties", "required", "properties", "additionalProperties"}
@@ -33,6 +34,9 @@ def named(schema: dict[str, Any], referred: Callable[[Any], Any], place: str) ->
     patterns = {pattern: value for pattern, value in _mapping(schema, "patternProperties", place).items() if value is not False}
     if others is not False and all(value in (True, {}) for value in patterns.values()):
         patterns = {}  # any name may hold anything
+    for name, value in listed.items():
+        also = [each for pattern, each in patterns.items() if _matches(pattern, name)]
+        listed[name] = {"allOf": [value, *also]} if also else value
     names = _names(referred(schema.get("propertyNames", True)), place)
     required = [name for name in schema.get("required") or [] if isinstance(name, str)]
 
@@ -53,13 +57,14 @@ def named(schema: dict[str, Any], referred: Callable[[Any], Any], place: str) ->
             for name in [*(n for n in listed if n in names), *(n for n in names if n not in listed)]
         }
         return {**rest, "properties": {name: value for name, value in every.items() if value is not False}, "additionalProperties": False}, ()
+    listed = {name: value for name, value in listed.items() if name in required or _may_be(names, name)}
     if patterns:
         # A name that matches no pattern may hold anything else: to say what does not match takes more than a grammar, so there are none.
         free = tuple(Free({"pattern": pattern}, value) for pattern, value in patterns.items())
     else:
         free = (Free(names, others),) if names and others is not False else ()
     if not more and not free:
-        return rest, ()
+        return {**rest, "properties": listed} if listed else rest, ()
     if free or "additionalProperties" in schema or not listed:
         return {**rest, "properties": listed | more, "additionalProperties": True if free else others}, free
     return {**rest, "properties": listed | more}, ()
@@ -82,6 +87,11 @@ def _names(schema: Any, place: str) -> list[str] | dict[str, Any]:
     if isinstance(listed, list):
         return list(dict.fromkeys(name for name in listed if isinstance(name, str)))
     return {key: value for key, value in schema.items() if key in ("pattern", "format", "minLength", "maxLength")}
+
+
+def _may_be(names: Mapping[str, Any], name: str) -> bool:
+    low, high = lengths_of(names)
+    return low <= len(name) and (high is None or len(name) <= high) and ("pattern" not in names or _matches(str(names["pattern"]), name))
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -30,7 +30,8 @@ _JSON = {
     "boolean": '("true" | "false") space',
     "integral": _DIGITS,
     "integer": '"-"? integral space',
-    "number": '"-"? integral ("." [0-9]{1,16})? ([eE] [-+]? integral)? space',
+    # Beyond two digits of an exponent many readers have infinity.
+    "number": '"-"? integral ("." [0-9]{1,16})? ([eE] [-+]? [0-9]{1,2})? space',
     "char": r'[^"\\\x7F\x00-\x1F] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F]{4})',
     "string": r'"\"" char* "\"" space',
     "array": '"[" space ( value ("," space value)* )? "]" space',
@@ -129,6 +130,8 @@ class _Rules:
 
     def _reference(self, reference: str) -> str:
         if reference not in self._referred:
+            if isinstance(target := self._followed({"$ref": reference}), dict) and "$ref" in target and len(target) == 1:
+                raise UnusableSchemaError(f"$ref is {reference[:60]!r}, which refers to itself only", self._place)
             name = self._referred[reference] = self._add(f"ref-{len(self._referred)}", f"ref-{len(self._referred)}-whole")
             # Named before it is looked at: it may contain itself.
             self._rules[name] = self._visit(self._target(reference), f"{name}-whole")
@@ -236,7 +239,7 @@ class _Rules:
 
     def _followed(self, schema: Any) -> Any:
         for _ in range(_DEEPEST):
-            if not isinstance(schema, dict) or "$ref" not in schema:
+            if not isinstance(schema, dict) or schema.keys() != {"$ref"}:
                 break
             schema = self._target(schema["$ref"])
         return schema

@@ -34,6 +34,21 @@ CASES = [
         {"type": "object", "propertyNames": {"pattern": "^[a-z]+$", "maxLength": 3}, "additionalProperties": WHOLE, "minProperties": 1},
         [{"ab": 1}, {"x": 1, "y": 2}], [{}, {"A": 1}, {"abcd": 1}], id="names by a pattern",
     ),
+    pytest.param(
+        {"properties": {"a": WHOLE, "long": WHOLE}, "propertyNames": {"maxLength": 2}}, [{"a": 1}], [{"long": 1}], id="a listed name may not be",
+    ),
+    pytest.param(
+        {"properties": {"n_a": {"minimum": 3}}, "patternProperties": {"^n_": WHOLE}, "required": ["n_a"]},
+        [{"n_a": 3}, {"n_a": 4, "n_b": 1}], [{"n_a": 2}, {"n_a": 3.5}], id="a listed name of a pattern",
+    ),
+    pytest.param({"enum": [1, 2, 3, "x"], "exclusiveMinimum": 1, "exclusiveMaximum": 3}, [2, "x"], [1, 3], id="values within bounds"),
+    pytest.param(
+        {
+            "type": "array", "anyOf": [{"anyOf": [{"type": "null"}, {"maxItems": 1}]}, {"$ref": "#/$defs/A"}],
+            "$defs": {"A": {"anyOf": [{"const": [1, 2]}]}},
+        },
+        [[], [1], [1, 2]], [None, [1, 3]], id="ways within ways",
+    ),
     pytest.param({"type": "object", "patternProperties": {"^x-": WHOLE}}, [{}, {"x-a": 1}, {"x-a": 1, "x-b": 2}], [{"x-a": "b"}], id="patterns"),
     pytest.param(
         {
@@ -118,6 +133,8 @@ CASES = [
     ),
     pytest.param({"type": "string", "minLength": 600, "maxLength": 5001}, [600 * "x", 5001 * "x"], [599 * "x", 5002 * "x"], id="long texts"),
     pytest.param({"items": {"type": "null"}, "minItems": 2, "maxItems": 777}, [[None] * 2, [None] * 777], [[None], [None] * 778], id="long lists"),
+    pytest.param({"anyOf": [True]}, [{}, {"a": 1}], ["x"], id="one way is any"),
+    pytest.param({"type": "number"}, [1, 1.5, -2e10], [True], id="numbers"),
     pytest.param({"not": {"type": "null"}, "if": {}, "then": {}}, [{}, {"a": 1}], [], id="what is not enforced refuses nothing"),
 ]  # fmt: skip
 
@@ -139,6 +156,8 @@ def test_a_grammar_takes_just_what_a_schema_takes(schema: Schema, good: list[Any
         ({"type": "object", "patternProperties": ["x"]}, "patternProperties"),
         ({"type": "object", "propertyNames": 7}, "propertyNames is 7"),
         ({"allOf": [{"type": "string"}, {"type": "null"}]}, "nothing fits it"),
+        ({"anyOf": [{"oneOf": [{"const": "x", "type": "array"}]}]}, "none of the values fits"),
+        ({"$defs": {"a": {"$ref": "#/properties/deep/$defs/a"}}, "$ref": "#/properties/deep/$defs/a"}, "refers to itself only"),
         ({"enum": []}, "enum is empty"),
         ({"enum": ["a"], "type": "integer"}, "none of the values fits"),
         ({"enum": 3}, "enum is 3"),
