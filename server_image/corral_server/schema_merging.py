@@ -141,9 +141,12 @@ def fits(value: Any, schema: Mapping[str, Any]) -> bool:
     if isinstance(value, bool) or value is None:
         return True
     if isinstance(value, (int, float)):
-        low, high = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
-        beyond = (_number(low) and value <= low) or (_number(high) and value >= high)
-        return _within(value, schema.get("minimum"), schema.get("maximum")) and not beyond
+        edges = [schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")]
+        return (
+            _within(value, schema.get("minimum"), schema.get("maximum"))
+            and _within(value, *edges)
+            and not any(_number(e) and e == value for e in edges)
+        )
     kind = "Length" if isinstance(value, str) else "Items" if isinstance(value, list) else "Properties"
     return _within(len(value), schema.get(f"min{kind}"), schema.get(f"max{kind}")) and not (
         isinstance(value, dict) and any(name not in value for name in schema.get("required") or [])

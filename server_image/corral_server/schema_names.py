@@ -57,7 +57,9 @@ def named(schema: dict[str, Any], referred: Callable[[Any], Any], place: str) ->
             for name in [*(n for n in listed if n in names), *(n for n in names if n not in listed)]
         }
         return {**rest, "properties": {name: value for name, value in every.items() if value is not False}, "additionalProperties": False}, ()
-    listed = {name: value for name, value in listed.items() if name in required or _may_be(names, name)}
+    if wrong := [name for name in required if not _may_be(names, name)]:
+        raise UnusableSchemaError(f"{wrong[0]!r} is required, and propertyNames has no such name", place)
+    listed = {name: value for name, value in listed.items() if _may_be(names, name)}
     if patterns:
         # A name that matches no pattern may hold anything else: to say what does not match takes more than a grammar, so there are none.
         free = tuple(Free({"pattern": pattern}, value) for pattern, value in patterns.items())

@@ -66,12 +66,17 @@ class _Rules:
         self._loose = loose
         self._rules: dict[str, str] = {}
         self._referred: dict[str, str] = {}
+        self._waiting: list[tuple[str, str]] = []
+        """References whose rules are still to be made."""
         self._places, self._anchors = _parts(schema)
         self._place = ""
         self._depth = 0
 
     def text(self) -> str:
         name = self._visit(self._schema, "root")
+        while self._waiting:
+            reference, rule = self._waiting.pop()
+            self._rules[rule] = self._visit(self._target(reference), f"{rule}-whole")
         if name != "root":
             self._rules["root"] = name
         return "\n".join(f"{name} ::= {rule}" for name, rule in sorted(self._rules.items()))
@@ -130,11 +135,12 @@ class _Rules:
 
     def _reference(self, reference: str) -> str:
         if reference not in self._referred:
-            if isinstance(target := self._followed({"$ref": reference}), dict) and "$ref" in target and len(target) == 1:
+            target = self._followed({"$ref": reference})
+            if isinstance(target, dict) and target.keys() == {"$ref"}:
                 raise UnusableSchemaError(f"$ref is {reference[:60]!r}, which refers to itself only", self._place)
             name = self._referred[reference] = self._add(f"ref-{len(self._referred)}", f"ref-{len(self._referred)}-whole")
-            # Named before it is looked at: it may contain itself.
-            self._rules[name] = self._visit(self._target(reference), f"{name}-whole")
+            # Looked at when all else has been: it may contain itself, and a long chain of references is no deep nesting.
+            self._waiting.append((reference, name))
         return self._referred[reference]
 
     # --- kinds of schemas

@@ -151,6 +151,7 @@ def test_a_grammar_takes_just_what_a_schema_takes(schema: Schema, good: list[Any
     ("schema", "says"),
     [
         ({"type": "object", "propertyNames": {"enum": ["a"]}, "required": ["b"]}, "'b' is required, and propertyNames has no such name"),
+        ({"type": "object", "propertyNames": {"maxLength": 1}, "required": ["bb"]}, "'bb' is required, and propertyNames has no such name"),
         ({"type": "array", "items": {"enum": ["a", "a"]}, "uniqueItems": True, "minItems": 2}, "no array has 2 of 1 different values"),
         ({"type": "object", "patternProperties": []}, None),
         ({"type": "object", "patternProperties": ["x"]}, "patternProperties"),
@@ -180,6 +181,16 @@ def test_what_nothing_fits_is_refused_by_its_place(schema: Schema, says: str | N
         return
     with pytest.raises(UnusableSchemaError, match=f"^properties.deep of the schema: .*{says}"):
         schema_rules(whole, "")
+
+
+def test_a_long_chain_of_references_is_no_deep_nesting() -> None:
+    chain = {f"d{i}": {"type": "object", "properties": {"next": {"$ref": f"#/$defs/d{i + 1}"}}} for i in range(300)}
+    assert schema_rules({"$ref": "#/$defs/d0", "$defs": {**chain, "d300": WHOLE}}, "")
+    deep: Schema = WHOLE
+    for _ in range(60):
+        deep = {"type": "object", "properties": {"a": {"items": deep}}}
+    with pytest.raises(UnusableSchemaError, match="nests too deeply"):
+        schema_rules(deep, "")
 
 
 WRITTEN = [
