@@ -57,7 +57,7 @@ def test_a_stream_says_the_same(smol: Server):
 def test_functions_are_called(smol: Server):
     ask = {
         **ASK,
-        "input": "What is the weather in Paris?",
+        "input": "How is the weather in Oslo for the next 5 days?",
         "tools": [TOOL],
         "tool_choice": "required",
         "max_output_tokens": 80,
@@ -70,7 +70,7 @@ def test_functions_are_called(smol: Server):
     pieces = [e["delta"] for e in found if e["type"] == "response.function_call_arguments.delta"]
     assert "".join(pieces) == call.arguments
     back = [
-        {"role": "user", "content": "What is the weather in Paris?"},
+        {"role": "user", "content": "How is the weather in Oslo for the next 5 days?"},
         {"type": "function_call", "call_id": "c1", "name": "get_weather", "arguments": call.arguments},
         {"type": "function_call_output", "call_id": "c1", "output": "sunny"},
     ]

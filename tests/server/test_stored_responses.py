@@ -123,7 +123,7 @@ def test_items_are_referred_to(smol: Server) -> None:
 
 
 def test_the_result_of_a_call_follows_the_response_that_called(smol: Server) -> None:
-    ask = {**ASK, "input": "What is the weather in Paris?", "tools": [TOOL], "max_output_tokens": 80}
+    ask = {**ASK, "input": "How is the weather in Oslo for the next 5 days?", "tools": [TOOL], "max_output_tokens": 80}
     first = smol.openai.responses.create(**ask, tool_choice="required")
     (call,) = first.output
     result = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}

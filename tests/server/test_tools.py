@@ -27,7 +27,7 @@ ADD = {
     "type": "function",
     "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer", "minimum": 0}}, "required": ["a"]}},
 }
-ASK = {"model": "m", "messages": [{"role": "user", "content": "What is the weather in Paris?"}], "temperature": 0, "max_tokens": 80}
+ASK = {"model": "m", "messages": [{"role": "user", "content": "How is the weather in Oslo for the next 5 days?"}], "temperature": 0, "max_tokens": 80}
 
 
 def arguments_fit(text: str) -> None:
