@@ -41,6 +41,14 @@ def pattern_rule(
         raise PatternError("the pattern nests too deeply") from None
 
 
+def part_rule(pattern: str) -> str:
+    """The expression of a part of a string: all of the part is the pattern's. PatternError says why there is none."""
+    try:
+        return _expression(_plain(parse(pattern)))
+    except RecursionError:
+        raise PatternError("the pattern nests too deeply") from None
+
+
 def lengths_of(schema: Mapping[str, Any]) -> tuple[int, int | None]:
     """`minLength` and `maxLength`."""
     low, high = schema.get("minLength"), schema.get("maxLength")

@@ -4,6 +4,7 @@ A character is a code point, a set of them ascending ranges that do not touch. W
 words) is refused by name; whether a repetition is greedy makes no difference to what it takes.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -83,7 +84,7 @@ _SPACE = union(of(" \t\n\v\f\r\u00a0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff")
 _NO_LINE_END = complement(of("\n\r\u2028\u2029"))
 _CLASSES = {"d": _DIGITS, "w": _WORD, "s": _SPACE, "D": complement(_DIGITS), "W": complement(_WORD), "S": complement(_SPACE)}
 _CONTROLS = {"t": 9, "n": 10, "v": 11, "f": 12, "r": 13, "0": 0}
-_OPENINGS = ("?:", "?<", "?P<")
+_FLAGS = re.compile(r"\?([is]*):")
 
 
 def parse(pattern: str) -> Node:
@@ -95,6 +96,8 @@ class _Parser:
     def __init__(self, pattern: str) -> None:
         self._text = pattern
         self._at = 0
+        self._flags = ""
+        """Of the group: `i` for letters of either case, `s` for a dot that is any character."""
 
     def whole(self) -> Node:
         found = self._either()
@@ -157,7 +160,7 @@ class _Parser:
         if self._next("$"):
             return End()
         if self._next("."):
-            return Characters(_NO_LINE_END)
+            return Characters(complement(()) if "s" in self._flags else _NO_LINE_END)
         if self._next("("):
             return self._group()
         if self._next("["):
@@ -166,27 +169,36 @@ class _Parser:
             raise self._wrong("there is nothing to repeat")
         if not self._next("\\"):
             self._at += 1
-            return Characters(of(self._text[self._at - 1]))
+            return Characters(self._of_case(of(self._text[self._at - 1])))
         for signs, node in (("A", Start()), ("zZ", End())):
             if self._text[self._at : self._at + 1] and self._text[self._at] in signs:
                 self._at += 1
                 return node
         if self._text[self._at : self._at + 1] in ("b", "B"):
             raise self._wrong("the border of a word cannot be held")
-        return Characters(self._escaped())
+        return Characters(self._of_case(self._escaped()))
+
+    def _of_case(self, ranges: Ranges) -> Ranges:
+        """Where case makes no difference: with the other case of letters; of large sets with that of ASCII's."""
+        if "i" not in self._flags:
+            return ranges
+        some = [code for low, high in ranges for code in range(low, min(high, max(low + 1000, 0x7F)) + 1)]
+        return union(ranges, (each for code in some for way in (chr(code).lower(), chr(code).upper()) if len(way) == 1 for each in of(way)))
 
     def _group(self) -> Node:
-        if self._text.startswith("?", self._at):
-            opening = next((each for each in _OPENINGS if self._text.startswith(each, self._at)), "")
-            if not opening or self._text.startswith(("?<=", "?<!"), self._at):
-                raise self._wrong(f"({self._text[self._at : self._at + 3]} cannot be held: a grammar does not look around, and has no flags")
-            self._at += len(opening)
-            if opening != "?:":
-                self._at = self._text.find(">", self._at) + 1 or len(self._text)
-        found = self._either()
+        outer = self._flags
+        if found := _FLAGS.match(self._text, self._at):
+            self._at = found.end()
+            self._flags += found[1]
+        elif self._text.startswith(("?<", "?P<"), self._at) and not self._text.startswith(("?<=", "?<!"), self._at):
+            self._at = self._text.find(">", self._at) + 1 or len(self._text)
+        elif self._text.startswith("?", self._at):
+            raise self._wrong(f"({self._text[self._at : self._at + 3]} cannot be held: a grammar does not look around, and knows no such flags")
+        node = self._either()
         if not self._next(")"):
             raise self._wrong("a parenthesis is not closed")
-        return found
+        self._flags = outer
+        return node
 
     def _class(self) -> Ranges:
         negated = self._next("^")
@@ -203,6 +215,7 @@ class _Parser:
                     raise self._wrong("a range ends before it begins")
                 low = ((low[0][0], high[0][0]),)
             found = union(found, low)
+        found = self._of_case(found)
         return complement(found) if negated else found
 
     def _member(self) -> Ranges:

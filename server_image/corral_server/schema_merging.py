@@ -12,6 +12,8 @@ from typing import Any
 from corral_server.schema_counts import UnusableSchemaError
 
 Schema = dict[str, Any]
+LARK = "x-lark"
+"""A string's text follows this grammar, in Lark's language: our own keyword."""
 _DEEPEST = 60
 _MOST_WAYS = 200
 _SAYING_NOTHING = {
@@ -25,7 +27,7 @@ _WAYS = ("anyOf", "oneOf")
 _LARGEST = {"minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"}
 _SMALLEST = {"maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"}
 _OF_TYPE = {
-    "string": {"minLength", "maxLength", "pattern", "format"},
+    "string": {"minLength", "maxLength", "pattern", "format", LARK},
     "number": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"},
     "array": {"items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems"},
     "object": {"properties", "required", "additionalProperties", "patternProperties", "propertyNames", "minProperties", "maxProperties"},

@@ -15,7 +15,7 @@ from corral_server.grammar_times import times
 from corral_server.pattern_rules import lengths_of, pattern_rule
 from corral_server.patterns import PatternError
 from corral_server.schema_counts import UnusableSchemaError, counted, counts_of
-from corral_server.schema_merging import plain
+from corral_server.schema_merging import LARK, plain
 from corral_server.schema_names import Free, named
 from corral_server.schema_numbers import number_rule
 from corral_server.schema_unique import unique_rule, values_of
@@ -190,6 +190,13 @@ class _Rules:
         return None if numbers is None else f"({numbers}) space"
 
     def _string(self, schema: Mapping[str, Any]) -> str | None:
+        if isinstance(definition := schema.get(LARK), str):
+            from corral_server.lark_rules import LarkRulesError, lark_rule  # noqa: PLC0415  few requests have one, and each process would keep it
+
+            try:
+                return f'"\\"" {lark_rule(definition, self._add)} "\\"" space'
+            except LarkRulesError as error:
+                raise UnusableSchemaError(f"the Lark grammar: {error}") from None
         low, high = lengths_of(schema)
         if high is not None and high < low:
             raise UnusableSchemaError(f"no text has {low} to {high} characters")

@@ -54,7 +54,7 @@ def test_free_text_of_a_model_that_no_grammar_held(arguments: str, said: str):
 
 def test_grammars_are_shown_as_schemas_or_in_words():
     box = parse_tools({"tools": [{"type": "custom", "custom": CODE}, {"type": "custom", "custom": DIGITS}], "tool_choice": "required"})
-    assert box.customs == {"run", "dial"}
+    assert box.customs.keys() == {"run", "dial"}
     assert box.schemas()[1]["properties"]["input"] == {"type": "string", "pattern": "^(?:^[0-9]{3}-[0-9]{2}$)$"}
     chat = from_responses({**ANSWER, "tools": [{"type": "custom", **CODE, "format": LARK}]})
     (tool,) = parse_tools(chat.body).tools

@@ -1,7 +1,7 @@
 """Custom tools: those that are called with free text instead of JSON. The model is shown a function with one text; here it becomes one and is read
 back as it grows. Pure.
 
-A grammar of syntax `regex` holds the text as any schema's pattern would. One of syntax `lark` is told to the model, not enforced.
+A grammar of syntax `regex` holds the text as any schema's pattern would. One of syntax `lark` holds it too, and is told to the model.
 """
 
 import json
@@ -12,6 +12,7 @@ import orjson
 
 from corral_server.openai import fields
 from corral_server.openai.errors import invalid
+from corral_server.schema_merging import LARK
 
 INPUT = "input"
 """The one argument of such a function."""
@@ -46,6 +47,14 @@ def as_function(raw: dict[str, Any], where: str) -> dict[str, Any]:
             description = f"{description}\nThe input has to follow this Lark grammar:\n{definition}".strip()
     parameters = {"type": "object", "properties": {INPUT: schema}, "required": [INPUT], "additionalProperties": False}
     return {"name": raw.get("name"), "description": description, "parameters": parameters}
+
+
+def held(parameters: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
+    """The schema that holds a call to the tool's grammar: the one that the model is shown, with a Lark grammar where the tool has one."""
+    grammar = (raw.get("format") or {}).get("grammar") or {}
+    if grammar.get("syntax") != "lark":
+        return parameters
+    return {**parameters, "properties": {INPUT: {"type": "string", LARK: grammar["definition"]}}}
 
 
 def as_arguments(text: str) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """The tools of a request: checked, and what the model may, must or must not do with them."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from corral_server.openai import custom_tools, fields
@@ -23,8 +24,8 @@ class Toolbox:
     parallel: bool | None = None
     named: bool = False
     """The request names the one function that has to be called."""
-    customs: frozenset[str] = frozenset()
-    """Those that are called with free text."""
+    customs: Mapping[str, Any] = field(default_factory=dict)
+    """Those that are called with free text, with the schemas that hold their calls."""
     legacy: bool = False
     """They came as `functions`, and a call goes back as `function_call`."""
 
@@ -39,7 +40,7 @@ class Toolbox:
 
     def schemas(self) -> list[Any]:
         by_name = {t["function"]["name"]: t["function"].get("parameters") or _ANY_OBJECT for t in self.tools}
-        return [by_name[name] for name in self.allowed]
+        return [self.customs.get(name, by_name[name]) for name in self.allowed]
 
 
 def parse_tools(body: dict[str, Any]) -> Toolbox:
@@ -57,7 +58,10 @@ def parse_tools(body: dict[str, Any]) -> Toolbox:
     asked = "function_call" if legacy else "tool_choice"
     choice, allowed = _choice(body.get(asked), names, asked)
     parallel = fields.flag(body, "parallel_tool_calls") if body.get("parallel_tool_calls") is not None else None
-    customs = frozenset() if legacy else frozenset(name for name, item in zip(names, raw, strict=True) if item.get("type") == "custom")
+    customs = {} if legacy else {
+        tool["function"]["name"]: custom_tools.held(tool["function"]["parameters"], item["custom"])
+        for tool, item in zip(tools, raw, strict=True) if item.get("type") == "custom"
+    }  # fmt: skip
     named = isinstance(body.get(asked), dict) and choice == "required" and len(allowed) == 1
     # The one field of an answer of that time has room for one call.
     return Toolbox(tools, choice, allowed, False if legacy else parallel, named, customs, legacy)
