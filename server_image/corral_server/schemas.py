@@ -265,11 +265,11 @@ class _Rules:
         if any(listed[key] is False for key in required):
             raise UnusableSchemaError(f"{next(key for key in required if listed[key] is False)!r} is required, and may not be")
         listed = {key: value for key, value in listed.items() if value is not False}
-        if not listed and not counts and not kinds and others in (None, True, {}):
-            return None
         if others is None:
-            # Left out it means any. Where properties are listed others are left out, unless that is too few.
-            others = not listed or counts.low > len(listed)
+            # Left out it means any. Where properties are listed, if only as none, others are left out, unless that is too few.
+            others = "properties" not in schema or counts.low > len(listed)
+        if not listed and not counts and not kinds and others in (True, {}):
+            return None
         rules = {}
         for key, value in listed.items():
             rules[key] = self._add(f"{name}-{key}-kv", f'{self._literal(key)} space ":" space {self._visit(value, f"{name}-{key}")}')
