@@ -2,11 +2,15 @@
 
 import functools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.server.harness import ROOT
 from tests.support.models import gemma, smollm2
 
 from corral_server.engine.grammar import Grammar
@@ -29,13 +33,10 @@ GRAMMARS = {
 }
 
 
-LOG = Log()  # llama.cpp calls it for as long as the process lives
-
-
 @functools.cache
 def vocabulary(name: str) -> Vocabulary:
     path: Path = {"smollm2": smollm2, "gemma": gemma}[name]()
-    model: Any = load_model(str(path), LOG, vocab_only=True)
+    model: Any = load_model(str(path), Log(), vocab_only=True)
     return Vocabulary(model)
 
 
@@ -60,3 +61,19 @@ def test_a_search_finds_what_a_grammar_allows(model: str, kind: str):
         assert grammar.allows(token)
         grammar.accept(token)
     grammar.close()
+
+
+def test_a_log_that_everybody_has_forgotten_is_still_written_to():
+    """A file that cannot be loaded makes llama.cpp write to it, from C."""
+    told = """
+import gc
+from corral_server.engine.library import L, Log
+for _ in range(3):
+    Log()
+    gc.collect()
+    assert not L.llama_model_load_from_file(b"/nowhere.gguf", L.llama_model_default_params())
+print("alive")
+"""
+    where = {**os.environ, "PYTHONPATH": str(ROOT / "server_image")}
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=False, env=where)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr[-500:]

@@ -68,13 +68,16 @@ def floats_at(address: int, count: int) -> FloatArray:
 class Log:
     """llama.cpp's log lines: the last errors and warnings are kept for messages, nothing is printed."""
 
+    _current: "Log | None" = None
+
     def __init__(self, *, keep_all: bool = False) -> None:
         self.lines: deque[str] = deque(maxlen=40)
         self.everything: deque[str] | None = deque(maxlen=4000) if keep_all else None
         self._level = 0
-        # The reference has to live as long as the process: llama.cpp calls it from C.
         self.callback = L.llama_log_callback(self._write)
         L.llama_log_set(self.callback, ctypes.c_void_p(0))
+        # llama.cpp calls it from C until it is given another, whoever else has forgotten this by then.
+        Log._current = self
 
     def _write(self, level: int, text: bytes, _: Any) -> None:
         # Level 5 continues the line before it.
