@@ -4,7 +4,9 @@ A character is a code point, a set of them ascending ranges that do not touch. W
 words) is refused by name; whether a repetition is greedy makes no difference to what it takes.
 """
 
+import functools
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -83,8 +85,19 @@ _WORD = union(_DIGITS, ((0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)))
 _SPACE = union(of(" \t\n\v\f\r\u00a0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff"), ((0x2000, 0x200A),))
 _NO_LINE_END = complement(of("\n\r\u2028\u2029"))
 _CLASSES = {"d": _DIGITS, "w": _WORD, "s": _SPACE, "D": complement(_DIGITS), "W": complement(_WORD), "S": complement(_SPACE)}
+_CATEGORY = re.compile(r"\{(?:gc=|General_Category=)?([A-Za-z_]+)\}")
+_CATEGORIES = {
+    "Letter": "L", "Uppercase_Letter": "Lu", "Lowercase_Letter": "Ll", "Mark": "M", "Number": "N", "Decimal_Number": "Nd", "Punctuation": "P",
+    "Symbol": "S", "Separator": "Z",
+}  # fmt: skip
 _CONTROLS = {"t": 9, "n": 10, "v": 11, "f": 12, "r": 13, "0": 0}
 _FLAGS = re.compile(r"\?([is]*):")
+
+
+@functools.cache
+def _category(name: str) -> Ranges:
+    """The characters of a general category of Unicode, in its basic plane: a grammar has to stay small. Empty: there is no such category."""
+    return union((code, code) for code in range(0x10000) if unicodedata.category(chr(code)).startswith(name))
 
 
 def parse(pattern: str) -> Node:
@@ -243,6 +256,9 @@ class _Parser:
             if code > LAST:
                 raise self._wrong("there is no such character")
             return ((code, code),)
+        if sign in ("p", "P") and (named := _CATEGORY.match(self._text, self._at)) and (found := _category(_CATEGORIES.get(named[1], named[1]))):
+            self._at = named.end()
+            return complement(found) if sign == "P" else found
         if sign == "c" and self._text[self._at : self._at + 1].isalpha():
             self._at += 1
             return of(chr(ord(self._text[self._at - 1]) % 32))
