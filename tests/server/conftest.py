@@ -17,6 +17,14 @@ def smol(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
+def still(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """SmolLM2, with figures that do not depend on what it was asked before: attention runs over the same number of cells each time."""
+    with Server(smollm2().as_uri(), tmp_path_factory.mktemp("still"), engine={"contextLength": 256, "kvTokens": 256, "slots": 1}) as server:
+        server.load()
+        yield server
+
+
+@pytest.fixture(scope="session")
 def alpaca(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A model that says "I am alpaca." and stops, loaded."""
     with Server(sentence_model().as_uri(), tmp_path_factory.mktemp("alpaca")) as server:

@@ -2,24 +2,14 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from tests.server.harness import Server
 from tests.server.test_serving import events
-from tests.support.models import smollm2
 
 pytestmark = pytest.mark.model
 ASK = [{"role": "user", "content": "Name three colours."}]
-
-
-@pytest.fixture(scope="module")
-def still(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One whose figures do not depend on what it was asked before: attention runs over the same number of cells each time."""
-    with Server(smollm2().as_uri(), tmp_path_factory.mktemp("still"), engine={"contextLength": 256, "kvTokens": 256, "slots": 1}) as server:
-        server.load()
-        yield server
 
 
 def complete(server: Server, prompt: str, **body: Any) -> dict[str, Any]:

@@ -102,10 +102,10 @@ def test_several_choices_count_their_prompt_once(smol: Server):
     assert {c["choices"][0]["index"] for c in chunks} == {0, 1}
 
 
-def test_the_same_seed_gives_the_same_answer(smol: Server):
+def test_the_same_seed_gives_the_same_answer(still: Server):
     # From the same evaluation: a prompt that comes out of the cache rounds differently.
     ask = {**ASK, "temperature": 1.0, "seed": 11, "cache_prompt": False}
-    texts = [smol.http.post("/v1/chat/completions", json=ask).json()["choices"][0]["message"]["content"] for _ in range(2)]
+    texts = [still.http.post("/v1/chat/completions", json=ask).json()["choices"][0]["message"]["content"] for _ in range(2)]
     assert texts[0] == texts[1]
 
 
