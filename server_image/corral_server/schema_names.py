@@ -66,7 +66,7 @@ def named(schema: dict[str, Any], referred: Callable[[Any], Any], place: str) ->
     else:
         free = (Free(names, others),) if names and others is not False else ()
     if not more and not free:
-        return {**rest, "properties": listed} if listed else rest, ()
+        return {**rest, "properties": listed} if "properties" in schema else rest, ()
     if free or "additionalProperties" in schema or not listed:
         return {**rest, "properties": listed | more, "additionalProperties": True if free else others}, free
     return {**rest, "properties": listed | more}, ()

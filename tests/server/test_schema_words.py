@@ -135,6 +135,7 @@ CASES = [
     pytest.param({"items": {"type": "null"}, "minItems": 2, "maxItems": 777}, [[None] * 2, [None] * 777], [[None], [None] * 778], id="long lists"),
     pytest.param({"anyOf": [True]}, [{}, {"a": 1}], ["x"], id="one way is any"),
     pytest.param({"type": "number"}, [1, 1.5, -2e10], [True], id="numbers"),
+    pytest.param({"properties": {"long": WHOLE}, "propertyNames": {"maxLength": 2}, "required": []}, [{}], [{"long": 1}], id="no listed name"),
     pytest.param({"type": "object", "properties": {}}, [{}], [{"a": 1}], id="no properties"),
     pytest.param({"type": "object"}, [{}, {"a": 1}], [1], id="any properties"),
     pytest.param({"not": {"type": "null"}, "if": {}, "then": {}}, [{}, {"a": 1}], [], id="what is not enforced refuses nothing"),
