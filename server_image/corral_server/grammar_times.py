@@ -3,6 +3,8 @@
 llama.cpp makes a rule for each time that something may come, and refuses more than 2000 times at once: long repetitions are blocks of shorter ones.
 """
 
+COMMA = '"," space '
+"""Between two members of a JSON array or object."""
 _AT_ONCE = 500
 _BLOCK = 200
 MOST = _BLOCK * _AT_ONCE
@@ -19,6 +21,17 @@ def times(unit: str, least: int, most: int | None) -> str:
         return f"{unit}{{{least},{'' if most is None else most}}}"
     rest = f"{unit}*" if most is None else _up_to(unit, most - least)
     return f"( {_exactly(unit, least)} {rest} )"
+
+
+def listed(member: str, least: int, most: int | None, *, begun: bool) -> str:
+    """So many members with commas between; `begun`: something stands before, so that a comma comes first. ValueError as of `times`."""
+    if most == 0:
+        return ""
+    if begun:
+        return times(f"( {COMMA}{member} )", least, most)
+    rest = listed(member, max(0, least - 1), None if most is None else most - 1, begun=True)
+    text = f"{member} {rest}".rstrip()
+    return text if least else f"( {text} )?"
 
 
 def _exactly(unit: str, count: int) -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from enum import Enum
 from typing import Any
 
+from corral_server.dialects.free_text import literal
 from corral_server.grammar_times import times
 from corral_server.pattern_lengths import counted_rules
 from corral_server.patterns import Characters, Either, End, Node, PatternError, Ranges, Repeat, Sequence, Start, complement, of, parse, union
@@ -166,17 +167,15 @@ def _expression(node: Node) -> str:
 def _joined(node: Sequence) -> str:
     """Single characters in a row are one literal."""
     found: list[str] = []
-    literal = ""
+    text = ""
     for part in node.parts:
         said = _literally(part)
         if said is None:
-            if literal:
-                found.append(f'"{literal}"')
-            found.append(_expression(part))
-            literal = ""
+            found += [literal(text)] * bool(text) + [_expression(part)]
+            text = ""
         else:
-            literal += said
-    return " ".join([*found, f'"{literal}"'] if literal else found)
+            text += said
+    return " ".join(found + [literal(text)] * bool(text))
 
 
 def _grouped(node: Node) -> str:
@@ -192,33 +191,33 @@ def _times(text: str, least: int, most: int | None) -> str:
 
 
 def _literally(node: Node) -> str | None:
-    """What stands in a grammar's literal for a single character."""
+    """How JSON writes a single character."""
     if not isinstance(node, Characters) or len(node.ranges) != 1 or node.ranges[0][0] != node.ranges[0][1]:
         return None
     character = chr(node.ranges[0][0])
     if character in _SHORT:
-        return "\\\\" + _quoted(_SHORT[character])
-    if any(low <= ord(character) <= high for low, high in _CONTROL):
-        return f"\\\\u{ord(character):04x}"
-    return None if 0xD800 <= ord(character) <= 0xDFFF else _quoted(character)
+        return "\\" + _SHORT[character]
+    if _among(ord(character), _CONTROL):
+        return f"\\u{ord(character):04x}"
+    return None if _among(ord(character), _SURROGATES) else character
 
 
-def _quoted(character: str) -> str:
-    return "\\" + character if character in '"\\' else character
+def _among(code: int, ranges: Ranges) -> bool:
+    return any(low <= code <= high for low, high in ranges)
 
 
 def _one_of(ranges: Ranges) -> str:
     node = Characters(ranges)
     if (said := _literally(node)) is not None:
-        return f'"{said}"'
+        return literal(said)
     raw = complement(union(complement(ranges), _CONTROL, _SURROGATES, of('"\\')))
-    escapes = "".join(letter for character, letter in _SHORT.items() if any(low <= ord(character) <= high for low, high in ranges))
+    escapes = "".join(letter for character, letter in _SHORT.items() if _among(ord(character), ranges))
     ways = [f"[{''.join(_range(low, high) for low, high in raw)}]"] if raw else []
     if escapes:
         ways.append(f'"\\\\" [{"".join(_in_class(ord(letter)) for letter in escapes)}]')
     if not ways:
         rare = [code for low, high in ranges for code in range(low, min(high, 0x7F) + 1)]
-        ways = [f'"\\\\u{code:04x}"' for code in rare]
+        ways = [literal(f"\\u{code:04x}") for code in rare]
     if not ways:
         raise PatternError("a character of the pattern has nothing that it may be")
     return ways[0] if len(ways) == 1 and raw else f"( {' | '.join(ways)} )"

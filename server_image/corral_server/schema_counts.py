@@ -6,11 +6,12 @@ What is counted are the names that are written. A grammar cannot tell that a fre
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from corral_server.grammar_times import COMMA, listed
+
 _MOST = 1000
 """How far is counted: llama.cpp's grammars repeat a rule up to 2000 times."""
 _MOST_RULES = 500
 """A grammar may have 64 KiB."""
-_COMMA = '"," space '
 
 
 class UnusableSchemaError(Exception):
@@ -29,27 +30,17 @@ class Counts(NamedTuple):
     def __bool__(self) -> bool:
         return self.low > 0 or self.high is not None
 
-    def __and__(self, other: "Counts") -> "Counts":
-        highs = [c.high for c in (self, other) if c.high is not None]
-        return Counts(max(self.low, other.low), min(highs, default=None))
-
-    def __contains__(self, count: object) -> bool:
-        return isinstance(count, int) and self.low <= count and (self.high is None or count <= self.high)
-
     def __str__(self) -> str:
         return " and ".join([f"minProperties {self.low}"] * (self.low > 0) + [f"maxProperties {self.high}"] * (self.high is not None))
-
-    def keywords(self) -> dict[str, int]:
-        """As a schema has them."""
-        return {"minProperties": self.low, **({} if self.high is None else {"maxProperties": self.high})}
 
 
 def counts_of(schema: Mapping[str, Any], place: str) -> Counts:
     """What the schema itself says; `place` is where it stands."""
-    return Counts(_whole(schema, "minProperties", place) or 0, _whole(schema, "maxProperties", place))
+    return Counts(size_of(schema, "minProperties", place) or 0, size_of(schema, "maxProperties", place))
 
 
-def _whole(schema: Mapping[str, Any], name: str, place: str) -> int | None:
+def size_of(schema: Mapping[str, Any], name: str, place: str) -> int | None:
+    """A keyword that counts something; None: it is not there."""
     value = schema.get(name)
     if value is None:
         return None
@@ -73,20 +64,20 @@ def counted(counts: Counts, required: Sequence[str], optional: Sequence[str], fr
     low, high = max(0, counts.low - need), None if counts.high is None else counts.high - need
     # From here on there is nothing to count: it is enough and a comma comes before the next, or no more may come.
     last = max(low, 1) if high is None else high
-    if (free and last > _MOST) or sum(min(last, index) + 1 for index in range(len(optional))) > _MOST_RULES:
+    if counts and ((free and last > _MOST) or sum(min(last, index) + 1 for index in range(len(optional))) > _MOST_RULES):
         raise UnusableSchemaError(f"{counts} cannot be held: it takes too large a grammar", place)
 
     def free_ones(taken: int) -> str | None:
         """What may end an object that has so many of those that need not be there; None: it cannot end."""
         if free is None:
             return "" if taken >= low else None
-        return _repeated(free, max(0, low - taken), None if high is None else high - taken, begun=need + taken > 0)
+        return listed(free, max(0, low - taken), None if high is None else high - taken, begun=need + taken > 0)
 
     endings = {taken: free_ones(taken) for taken in range(min(last, len(optional)) + 1)}
     for index in reversed(range(len(optional))):
         begun: dict[int, str | None] = {}
         for taken in range(min(last, index) + 1):
-            comma = _COMMA if need + taken else ""
+            comma = COMMA if need + taken else ""
             more = endings[last if high is None and taken == last else taken + 1] if high is None or taken < high else None
             ways = [] if more is None else [f"{comma}{optional[index]} {more}".rstrip()]
             without = endings[taken]
@@ -94,15 +85,4 @@ def counted(counts: Counts, required: Sequence[str], optional: Sequence[str], fr
                 ways.append(without or '""')
             begun[taken] = None if not ways else add(" | ".join(ways)) if ways != ['""'] else ""
         endings = begun
-    return " ".join(part for part in (_COMMA.join(f"{rule} " for rule in required).strip(), endings[0]) if part)
-
-
-def _repeated(rule: str, least: int, most: int | None, *, begun: bool) -> str:
-    """So many of them with commas between; `begun`: something stands before."""
-    if most == 0:
-        return ""
-    if begun:
-        return f"( {_COMMA}{rule} ){{{least},{'' if most is None else most}}}"
-    rest = _repeated(rule, max(0, least - 1), None if most is None else most - 1, begun=True)
-    text = f"{rule} {rest}".rstrip()
-    return text if least else f"( {text} )?"
+    return " ".join(part for part in (COMMA.join(f"{rule} " for rule in required).strip(), endings[0]) if part)

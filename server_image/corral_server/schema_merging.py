@@ -187,9 +187,7 @@ def _both(one: Any, other: Any, place: str) -> Any:
         ways = [(mine, theirs) for mine in one.get("anyOf", [one]) for theirs in other.get("anyOf", [other])]
         if len(ways) > _MOST_WAYS:
             raise UnusableSchemaError(f"it has {len(ways)} ways at once, which are too many", place)
-        return _any([way for way in (_both(mine, theirs, place) for mine, theirs in ways) if way is not False])
-    if "$ref" in one or "$ref" in other:
-        return one if one == other else {"allOf": [one, other]}
+        return _any([_both(mine, theirs, place) for mine, theirs in ways])
     if "enum" in one or "enum" in other:
         values, rest = (one, other) if "enum" in one else (other, one)
         allowed = {_key(value) for value in rest["enum"]} if "enum" in rest else None

@@ -7,11 +7,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from corral_server.pattern_rules import lengths_of
 from corral_server.schema_counts import UnusableSchemaError
-
-_WORDS = {"propertyNames", "patternProperties", "required", "properties", "additionalProperties"}
-_OTHERS = {"$ref", "oneOf", "anyOf", "allOf", "enum", "const"}
+from corral_server.schema_merging import fits
 
 
 class Free(NamedTuple):
@@ -27,49 +24,37 @@ def named(schema: dict[str, Any], referred: Callable[[Any], Any], place: str) ->
     `referred` follows a reference. Free names that a pattern forbids (`"^_": false`) are not kept out. UnusableSchemaError where a required name may
     not be.
     """
-    if schema.get("type", "object") != "object" or schema.keys() & _OTHERS or not schema.keys() & _WORDS:
-        return schema, ()
-    listed = dict(schema.get("properties") or {})
-    others = schema.get("additionalProperties", True)
+    given, others = schema.get("properties") or {}, schema.get("additionalProperties", True)
     patterns = {pattern: value for pattern, value in _mapping(schema, "patternProperties", place).items() if value is not False}
     if others is not False and all(value in (True, {}) for value in patterns.values()):
         patterns = {}  # any name may hold anything
-    for name, value in listed.items():
-        also = [each for pattern, each in patterns.items() if _matches(pattern, name)]
-        listed[name] = {"allOf": [value, *also]} if also else value
     names = _names(referred(schema.get("propertyNames", True)), place)
     required = [name for name in schema.get("required") or [] if isinstance(name, str)]
-
-    def value_of(name: str) -> Any:
-        """What a property of a name that is not listed may hold."""
-        fitting = [value for pattern, value in patterns.items() if _matches(pattern, name)]
-        return fitting[0] if fitting else others
-
-    closed = others is False and not patterns
-    more = {name: value_of(name) for name in required if name not in listed and not closed}
-    rest = {key: value for key, value in schema.items() if key not in ("propertyNames", "patternProperties")}
-    if isinstance(names, list):
-        missing = [name for name in [*required, *listed] if name not in names and name in required]
-        if missing:
-            raise UnusableSchemaError(f"{missing[0]!r} is required, and propertyNames has no such name", place)
-        every = {
-            name: listed.get(name, more.get(name, value_of(name)))
-            for name in [*(n for n in listed if n in names), *(n for n in names if n not in listed)]
-        }
-        return {**rest, "properties": {name: value for name, value in every.items() if value is not False}, "additionalProperties": False}, ()
     if wrong := [name for name in required if not _may_be(names, name)]:
         raise UnusableSchemaError(f"{wrong[0]!r} is required, and propertyNames has no such name", place)
-    listed = {name: value for name, value in listed.items() if _may_be(names, name)}
+
+    def value_of(name: str) -> Any:
+        """What a property may hold: what is said of its name and of the patterns that the name matches, else what is said of others."""
+        said = [*([given[name]] if name in given else []), *(value for pattern, value in patterns.items() if _matches(pattern, name))]
+        return {"allOf": said} if len(said) > 1 else said[0] if said else others
+
+    listed = {name: value_of(name) for name in given if _may_be(names, name)}
+    rest = {key: value for key, value in schema.items() if key not in ("propertyNames", "patternProperties")}
+    if isinstance(names, list):
+        every = listed | {name: value_of(name) for name in names if name not in given}
+        return {**rest, "properties": {name: value for name, value in every.items() if value is not False}, "additionalProperties": False}, ()
+    closed = others is False and not patterns
+    more = {name: value_of(name) for name in required if name not in given and not closed}
     if patterns:
         # A name that matches no pattern may hold anything else: to say what does not match takes more than a grammar, so there are none.
         free = tuple(Free({"pattern": pattern}, value) for pattern, value in patterns.items())
     else:
         free = (Free(names, others),) if names and others is not False else ()
-    if not more and not free:
-        return {**rest, "properties": listed} if "properties" in schema else rest, ()
-    if free or "additionalProperties" in schema or not listed:
-        return {**rest, "properties": listed | more, "additionalProperties": True if free else others}, free
-    return {**rest, "properties": listed | more}, ()
+    if "properties" in schema or more or free:
+        rest["properties"] = listed | more
+    if free or (more and not listed):
+        rest["additionalProperties"] = True if free else others
+    return rest, free
 
 
 def _mapping(schema: Mapping[str, Any], key: str, place: str) -> dict[str, Any]:
@@ -91,9 +76,10 @@ def _names(schema: Any, place: str) -> list[str] | dict[str, Any]:
     return {key: value for key, value in schema.items() if key in ("pattern", "format", "minLength", "maxLength")}
 
 
-def _may_be(names: Mapping[str, Any], name: str) -> bool:
-    low, high = lengths_of(names)
-    return low <= len(name) and (high is None or len(name) <= high) and ("pattern" not in names or _matches(str(names["pattern"]), name))
+def _may_be(names: list[str] | dict[str, Any], name: str) -> bool:
+    if isinstance(names, list):
+        return name in names
+    return fits(name, names) and ("pattern" not in names or _matches(str(names["pattern"]), name))
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -7,19 +7,17 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from corral_server.grammar_times import COMMA
 from corral_server.schema_counts import UnusableSchemaError
 
 _MOST = 8
 """Values: their sets are 256."""
-_COMMA = '"," space '
 
 
-def values_of(items: Any) -> list[Any] | None:
-    """The different values that an item may have, if they are listed."""
-    if not isinstance(items, Mapping):
-        return None
-    listed = [items["const"]] if "const" in items else items.get("enum", [False, True] if items.get("type") == "boolean" else None)
-    return list({json.dumps(value, sort_keys=True): value for value in listed}.values()) if isinstance(listed, list) else None
+def values_of(items: Mapping[str, Any]) -> list[Any] | None:
+    """The different values that an item may have, if they are listed; its schema is one of a kind (`schema_merging.plain`)."""
+    listed = [False, True] if items.get("type") == "boolean" else items.get("enum")
+    return None if listed is None else list({json.dumps(value, sort_keys=True): value for value in listed}.values())
 
 
 def unique_rule(values: Sequence[Any], low: int, high: int | None, literal: Callable[[Any], str], add: Callable[[str], str]) -> str | None:
@@ -43,7 +41,7 @@ def unique_rule(values: Sequence[Any], low: int, high: int | None, literal: Call
 
     def _ways(left: frozenset[int], *, begun: bool) -> list[str]:
         taken = len(values) - len(left)
-        ways = [f"{_COMMA if begun else ''}{written[index]} {behind(left - {index})}".rstrip() for index in sorted(left)] if taken < most else []
+        ways = [f"{COMMA if begun else ''}{written[index]} {behind(left - {index})}".rstrip() for index in sorted(left)] if taken < most else []
         return [*ways, '""'] if taken >= low else ways
 
     return f'"[" space ( {" | ".join(_ways(frozenset(range(len(values))), begun=False))} ) "]" space'

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from corral_server.grammar_times import times
+from corral_server.dialects.free_text import literal
+from corral_server.grammar_times import COMMA, listed
 from corral_server.pattern_rules import lengths_of, pattern_rule
 from corral_server.patterns import PatternError
-from corral_server.schema_counts import UnusableSchemaError, counted, counts_of
+from corral_server.schema_counts import UnusableSchemaError, counted, counts_of, size_of
 from corral_server.schema_merging import LARK, plain
 from corral_server.schema_names import Free, named
 from corral_server.schema_numbers import number_rule
@@ -23,12 +24,11 @@ from corral_server.string_formats import PATTERNS
 
 _DEEPEST = 100
 _NAMES = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|[A-Za-z][A-Za-z0-9-]*')
-_DIGITS = "[0-9] | [1-9] [0-9]{0,15}"
 _JSON = {
     "space": '" "?',
     "null": '"null" space',
     "boolean": '("true" | "false") space',
-    "integral": _DIGITS,
+    "integral": "[0-9] | [1-9] [0-9]{0,15}",
     "integer": '"-"? integral space',
     # Beyond two digits of an exponent many readers have infinity.
     "number": '"-"? integral ("." [0-9]{1,16})? ([eE] [-+]? [0-9]{1,2})? space',
@@ -73,6 +73,7 @@ class _Rules:
         self._depth = 0
 
     def text(self) -> str:
+        self._json("space")
         name = self._visit(self._schema, "root")
         while self._waiting:
             reference, rule = self._waiting.pop()
@@ -109,7 +110,7 @@ class _Rules:
             beyond = json.dumps(value, ensure_ascii=False)
             beyond.encode()
             text = beyond
-        return '"' + re.sub(r'["\\]', r"\\\g<0>", text) + '"'
+        return literal(text)
 
     # --- references
 
@@ -149,7 +150,6 @@ class _Rules:
         """The name of a schema's rule."""
         outer, self._place = self._place, self._places.get(id(schema), self._place)
         self._depth += 1
-        self._json("space")
         try:
             if self._depth > _DEEPEST:
                 raise UnusableSchemaError("the schema nests too deeply", self._place)
@@ -211,15 +211,16 @@ class _Rules:
             raise UnusableSchemaError(str(error)) from None
 
     def _array(self, schema: dict[str, Any], name: str) -> str | None:
-        low, high = _size(schema, "minItems"), _size(schema, "maxItems")
+        low, high = size_of(schema, "minItems", self._place), size_of(schema, "maxItems", self._place)
         begin, items = schema.get("prefixItems") or [], schema.get("items")
         if isinstance(items, list):
             begin, items = items, schema.get("additionalItems")
-        values = values_of(self._followed(items)) if schema.get("uniqueItems") is True and not begin else None
+        unique = schema.get("uniqueItems") is True and items is not False
+        values = values_of(plain(self._followed(items), self._target, self._place)) if unique and not begin and items is not None else None
         if values is not None:
-            unique = unique_rule(values, low or 0, high, self._literal, lambda rule: self._add(f"{name}-unique", rule))
-            if unique is not None:
-                return unique
+            rule = unique_rule(values, low or 0, high, self._literal, lambda rule: self._add(f"{name}-unique", rule))
+            if rule is not None:
+                return rule
             high = min(len(values), len(values) if high is None else high)
         if not begin and items in (None, True) and not low and high is None:
             return None
@@ -233,22 +234,15 @@ class _Rules:
             high = 0
         if high is not None and high < low:
             raise UnusableSchemaError(f"no array has {low} to {high} items")
-        fixed = ['"," space '.join([""] * bool(index) + [f"{self._visit(part, f'{name}-{index}')} "]) for index, part in enumerate(begin)]
-        more = self._more(items, name, low - len(begin), None if high is None else high - len(begin), begun=bool(begin))
-        return f'"[" space {"".join(fixed)}{more} "]" space'
-
-    def _more(self, items: Any, name: str, low: int, high: int | None, *, begun: bool) -> str:
-        """So many items of one kind, with commas between and, where something stands before, in front."""
-        if high == 0:
-            return ""
+        fixed = COMMA.join(f"{self._visit(part, f'{name}-{index}')} " for index, part in enumerate(begin))
+        if high == len(begin):
+            return f'"[" space {fixed}"]" space'
         item = self._visit(True if items is None else items, f"{name}-item")
         try:
-            if begun:
-                return times(f'( "," space {item} )', low, high)
-            more = times(f'( "," space {item} )', max(low - 1, 0), None if high is None else high - 1)
+            more = listed(item, low - len(begin), None if high is None else high - len(begin), begun=bool(begin))
         except ValueError as error:
             raise UnusableSchemaError(str(error)) from None
-        return f"{item} {more}" if low else f"( {item} {more} )?"
+        return f'"[" space {fixed}{more} "]" space'
 
     def _followed(self, schema: Any) -> Any:
         for _ in range(_DEEPEST):
@@ -260,40 +254,31 @@ class _Rules:
     def _object(self, schema: dict[str, Any], name: str) -> str | None:
         schema, kinds = named(schema, self._followed, self._place)
         counts = counts_of(schema, self._place)
-        listed, others = dict(schema.get("properties") or {}), schema.get("additionalProperties")
-        required = [key for key in schema.get("required") or [] if key in listed]
-        if any(listed[key] is False for key in required):
-            raise UnusableSchemaError(f"{next(key for key in required if listed[key] is False)!r} is required, and may not be")
-        listed = {key: value for key, value in listed.items() if value is not False}
+        given, others = dict(schema.get("properties") or {}), schema.get("additionalProperties")
+        required = [key for key in schema.get("required") or [] if key in given]
+        if any(given[key] is False for key in required):
+            raise UnusableSchemaError(f"{next(key for key in required if given[key] is False)!r} is required, and may not be")
+        given = {key: value for key, value in given.items() if value is not False}
         if others is None:
             # Left out it means any. Where properties are listed, if only as none, others are left out, unless that is too few.
-            others = "properties" not in schema or counts.low > len(listed)
-        if not listed and not counts and not kinds and others in (True, {}):
+            others = "properties" not in schema or counts.low > len(given)
+        if not given and not counts and not kinds and others in (True, {}):
             return None
         rules = {}
-        for key, value in listed.items():
+        for key, value in given.items():
             rules[key] = self._add(f"{name}-{key}-kv", f'{self._literal(key)} space ":" space {self._visit(value, f"{name}-{key}")}')
         other = None
         if others is not False:
             pairs = [self._pair(kind, f"{name}-additional") for kind in kinds or [Free({}, others)]]
             other = self._add(f"{name}-additional-kv", " | ".join(pairs))
         inside = counted(
-            counts, [rules[key] for key in listed if key in required], [rules[key] for key in listed if key not in required], other, self._place,
+            counts, [rules[key] for key in given if key in required], [rules[key] for key in given if key not in required], other, self._place,
             lambda rule: self._add(f"{name}-rest", rule),
         )  # fmt: skip
         return f'"{{" space {inside} "}}" space'
 
     def _pair(self, kind: Free, name: str) -> str:
         return f'{self._visit({"type": "string", **kind.name}, f"{name}-name")} ":" space {self._visit(kind.value, f"{name}-value")}'
-
-
-def _size(schema: Mapping[str, Any], key: str) -> int | None:
-    value = schema.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value != int(value):
-        raise UnusableSchemaError(f"{key} is {str(value)[:40]}; it has to be a whole number of at least 0")
-    return int(value)
 
 
 def _parts(schema: dict[str, Any]) -> tuple[dict[int, str], dict[str, Any]]:

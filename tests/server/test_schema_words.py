@@ -64,6 +64,9 @@ CASES = [
         {"type": "array", "items": {"enum": COLOURS}, "uniqueItems": True, "minItems": 2},
         [["red", "green"], ["blue", "red", "green"]], [["red"], ["red", "red"], ["red", "green", "red"], []], id="unique",
     ),
+    pytest.param(
+        {"items": {"enum": ["a", "bb", "cc"], "minLength": 2}, "uniqueItems": True}, [[], ["cc", "bb"]], [["a"], ["bb", "bb"]], id="unique that fit",
+    ),
     pytest.param({"items": {"type": "boolean"}, "uniqueItems": True, "maxItems": 1}, [[], [True]], [[True, True], [True, False]],
         id="unique booleans"),
     pytest.param(
@@ -106,7 +109,8 @@ CASES = [
         {
             "properties": {"k": WHOLE}, "required": ["k"],
             "oneOf": [{"properties": {"x": {"maximum": 5}}, "required": ["x"]}, {"$ref": "#/$defs/Y"}],
-            "allOf": [{"properties": {"x": {"type": "integer", "minimum": 3}}}], "$defs": {"Y": {"properties": {"y": WHOLE}, "required": ["y"]}},
+            "allOf": [{"properties": {"x": {"type": "integer", "minimum": 3}}}],
+            "$defs": {"Y": {"properties": {"x": False, "y": WHOLE}, "required": ["y"]}},
         },
         [{"k": 1, "x": 4}, {"k": 1, "y": 9}], [{"k": 1}, {"k": 1, "x": 2}, {"k": 1, "x": 6}, {"x": 4}], id="all at once",
     ),
