@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tests.server.harness import Server
 from tests.support.adapter_files import write_adapter
+from tests.support.exact_models import exact_smollm2
 from tests.support.greedy import assert_same_or_tied
 from tests.support.models import smollm2
 
@@ -24,7 +25,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("adapters")
     files = [write_adapter(folder / f"{name}.gguf", seed) for seed, name in enumerate(("poet", "clerk"))]
     adapters = [{"name": f.stem, "source": f.as_uri(), "scale": "1.0"} for f in files]
-    with Server(smollm2().as_uri(), folder, engine={"contextLength": 512, "slots": 4, "adapters": adapters, "presets": PRESETS}) as server:
+    with Server(exact_smollm2().as_uri(), folder, engine={"contextLength": 512, "slots": 4, "adapters": adapters, "presets": PRESETS}) as server:
         server.load()
         yield server
 

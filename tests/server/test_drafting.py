@@ -9,6 +9,7 @@ import pytest
 from tests.server.harness import Server
 from tests.server.test_estimate import assert_kept, estimate, used
 from tests.server.web_source import Site, serving
+from tests.support.exact_models import exact_smollm2
 from tests.support.greedy import assert_same_or_tied
 from tests.support.models import gemma, smollm2
 from tests.support.random_models import Shape, random_model
@@ -26,8 +27,16 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """SmolLM2 without guesses, to compare with."""
+    with Server(exact_smollm2().as_uri(), tmp_path_factory.mktemp("exact"), engine={"contextLength": 1024, "kvTokens": 2048}) as server:
+        server.load()
+        yield server
+
+
+@pytest.fixture(scope="module")
 def drafting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(smollm2().as_uri(), tmp_path_factory.mktemp("drafting"), engine={"contextLength": 512, "draft": {"ngram": True}}) as server:
+    with Server(exact_smollm2().as_uri(), tmp_path_factory.mktemp("drafting"), engine={"contextLength": 512, "draft": {"ngram": True}}) as server:
         server.load()
         yield server
 
@@ -40,8 +49,8 @@ def complete(server: Server, prompt: str, **more: object) -> dict:
 
 
 @pytest.mark.model
-def test_greedy_answers_are_the_same_alone_and_together(smol: Server, drafting: Server):
-    plain = [complete(smol, p, n_probs=2) for p in PROMPTS]
+def test_greedy_answers_are_the_same_alone_and_together(exact: Server, drafting: Server):
+    plain = [complete(exact, p, n_probs=2) for p in PROMPTS]
     alone = [complete(drafting, p, n_probs=2) for p in PROMPTS]
     with ThreadPoolExecutor(len(PROMPTS)) as pool:
         together = list(pool.map(lambda p: complete(drafting, p, n_probs=2), PROMPTS))
@@ -49,11 +58,11 @@ def test_greedy_answers_are_the_same_alone_and_together(smol: Server, drafting: 
         assert_same_or_tied(without, one)
         assert_same_or_tied(without, other)
     assert sum(a["timings"].get("draft_n_accepted", 0) for a in alone) > 40
-    assert all("draft_n" not in complete(smol, p)["timings"] for p in PROMPTS[:1])
+    assert all("draft_n" not in complete(exact, p)["timings"] for p in PROMPTS[:1])
 
 
 @pytest.mark.model
-def test_limits_stops_schemas_and_the_cache_hold(smol: Server, drafting: Server):
+def test_limits_stops_schemas_and_the_cache_hold(exact: Server, drafting: Server):
     for most in (1, 2, 5, 9):
         answer = complete(drafting, PROMPTS[0], n_predict=most)
         assert answer["tokens_predicted"] == len(answer["tokens"]) == most
@@ -67,7 +76,7 @@ def test_limits_stops_schemas_and_the_cache_hold(smol: Server, drafting: Server)
     longer = PROMPTS[0] + first["content"] + " and then"
     again = complete(drafting, longer, cache_prompt=True)
     assert again["timings"]["cache_n"] > 40
-    assert_same_or_tied(complete(smol, longer, n_probs=2), again)
+    assert_same_or_tied(complete(exact, longer, n_probs=2), again)
 
 
 @pytest.mark.model
@@ -92,13 +101,13 @@ WORDS = 49152
 
 def guessing(folder: Path, draft: Path, *, model: Path | None = None, **engine: object) -> Server:
     settings = {"contextLength": 512, **engine, "draft": {"source": draft.as_uri()}}
-    return Server((model or smollm2()).as_uri(), folder, engine=settings)
+    return Server((model or exact_smollm2()).as_uri(), folder, engine=settings)
 
 
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """SmolLM2 that guesses for itself."""
-    with guessing(tmp_path_factory.mktemp("twin"), smollm2()) as server:
+    with guessing(tmp_path_factory.mktemp("twin"), exact_smollm2()) as server:
         server.load()
         yield server
 
@@ -117,8 +126,8 @@ def guesses(answer: dict) -> tuple[int, int]:
 
 
 @pytest.mark.model
-def test_a_model_that_guesses_for_itself_is_nearly_always_right_and_says_the_same(smol: Server, twin: Server):
-    plain = [complete(smol, p, n_probs=2) for p in PROMPTS]
+def test_a_model_that_guesses_for_itself_is_nearly_always_right_and_says_the_same(exact: Server, twin: Server):
+    plain = [complete(exact, p, n_probs=2) for p in PROMPTS]
     every = {"n_probs": 2, "speculative.p_min": 0}
     alone = [complete(twin, p, **every) for p in PROMPTS]
     with ThreadPoolExecutor(4) as pool:
@@ -128,16 +137,15 @@ def test_a_model_that_guesses_for_itself_is_nearly_always_right_and_says_the_sam
         assert_same_or_tied(without, other)
     for answers in (alone, together):
         offered, accepted = (sum(column) for column in zip(*map(guesses, answers), strict=True))
-        assert accepted > 200
-        # Where two words are all but equally likely, the batch's shape decides, and what was guessed behind it falls too. None does in exact figures,
-        # see below.
-        assert accepted > 0.8 * offered, (offered, accepted)
+        # Of five words four are guessed. Where two are all but equally likely, the batch's shape decides, and what was guessed behind falls too.
+        assert accepted > 0.7 * sum(len(a["tokens"]) for a in answers)
+        assert accepted > 0.95 * offered, (offered, accepted)
 
 
 @pytest.mark.model
-def test_a_draft_that_knows_nothing_changes_no_answer_and_soon_rests(smol: Server, clueless: Server):
+def test_a_draft_that_knows_nothing_changes_no_answer_and_soon_rests(exact: Server, clueless: Server):
     for prompt in PROMPTS[:3]:
-        without = complete(smol, prompt, n_probs=2)
+        without = complete(exact, prompt, n_probs=2)
         assert_same_or_tied(without, complete(clueless, prompt, n_probs=2))
         eager = complete(clueless, prompt, n_probs=2, **{"speculative.p_min": 0})
         assert_same_or_tied(without, eager)
