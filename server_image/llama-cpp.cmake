@@ -2,6 +2,18 @@
 # never load; its sources take a good part of the time. The variable hides the cached one of that name, which the build sets in any case.
 set(LLAMA_BUILD_COMMON OFF)
 
+# Products that ggml computes a row and a column at a time, made several columns at once: kernels/products.cpp, which the linker puts before the function
+# that ggml asks for each product.
+function(corral_add_kernels)
+  if(NOT TARGET ggml-cpu OR NOT GGML_LLAMAFILE OR NOT CMAKE_SYSTEM_NAME STREQUAL "Linux" OR NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$")
+    return()
+  endif()
+  target_sources(ggml-cpu PRIVATE "${CORRAL_KERNELS}/products.cpp")
+  target_link_options(ggml-cpu PRIVATE "LINKER:--wrap=llamafile_sgemm")
+endfunction()
+set(CORRAL_KERNELS "${CMAKE_CURRENT_LIST_DIR}/kernels")
+cmake_language(DEFER CALL corral_add_kernels)
+
 # A second build of ggml's part for processors, under the same name in a folder of its own: for x86-64 with AVX-512 and its instructions for
 # small integers (Ice Lake, Zen 4 and later). corral_server.engine.library says which of the two a process loads.
 function(corral_add_avx512)
@@ -15,7 +27,7 @@ function(corral_add_avx512)
   get_target_property(sources ggml-cpu SOURCES)
   list(TRANSFORM sources PREPEND "${folder}/" REGEX "^[^/]")
   add_library(ggml-cpu-avx512 SHARED ${sources})
-  foreach(property COMPILE_DEFINITIONS COMPILE_FEATURES COMPILE_OPTIONS INCLUDE_DIRECTORIES LINK_LIBRARIES SOVERSION VERSION)
+  foreach(property COMPILE_DEFINITIONS COMPILE_FEATURES COMPILE_OPTIONS INCLUDE_DIRECTORIES LINK_LIBRARIES LINK_OPTIONS SOVERSION VERSION)
     get_target_property(value ggml-cpu ${property})
     if(NOT value MATCHES "-NOTFOUND$")
       set_target_properties(ggml-cpu-avx512 PROPERTIES ${property} "${value}")
