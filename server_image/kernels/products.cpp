@@ -54,7 +54,7 @@ template <class Block, size_t... I> constexpr std::array<Kernel<Block>, sizeof..
 }
 
 // Each thread packs the columns for itself: that costs it less than waiting for another.
-char * scratch(size_t bytes) {
+static char * scratch(size_t bytes) {
     struct Freed {
         void operator()(char * memory) const { free(memory); }
     };
