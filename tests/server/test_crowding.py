@@ -80,6 +80,12 @@ def test_it_begins_with_what_is_free_now_where_little_was():
     assert Crowding(16, lambda: 0.5).begins(12.0, lambda: pytest.fail("enough was free")) == 12
 
 
+def test_a_long_step_gets_what_is_free_by_then_and_never_less():
+    crowding = Crowding(4, lambda: 0.5)
+    assert crowding.begins(1.0, lambda: 1) == 1
+    assert [crowding.lasts(free) for free in (0, 2, 1, 8)] == [1, 2, 2, 4]
+
+
 def test_what_is_too_many_again_and_again_is_tried_less_often():
     engine, raised, now = Crowding(2, lambda: 0.5), [], 0.0
     while now < 120:

@@ -35,6 +35,13 @@ class Crowding:
         self.count = max(1, min(self._most, round(free if free >= _NEARLY * self._most else max(free, now_free()))))
         return self.count
 
+    def lasts(self, free: int) -> int:
+        """The count for a step that takes long and cannot be changed in its middle, when `free` processors were nobody else's most of the times
+        that it was looked. What was seen at the beginning of the work, among those who asked for it, may be over.
+        """
+        self.count = max(self.count, min(self._most, free))
+        return self.count
+
     def saw(self, now: float, missing: float, idle: float) -> int:
         """The count from now on. `missing`: how many of this engine's threads waited for a processor, on average over the last window of work;
         `idle`: how many processors nobody used in it.

@@ -242,6 +242,7 @@ class Loop:
             self._drafter.guess(self._sequences.slots, active)
         while True:
             fed = self._fill(active, budget, guesses=guesses)
+            self._threads.before(self._batch.size)
             begin = time.perf_counter()
             code = self._batch.decode(self._context)
             self._decodes += 1

@@ -5,6 +5,7 @@ Where the kernel counts nothing, the number stays what it is.
 
 import os
 import random
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ _LEAST = 0.1
 """Seconds from which what was idle in them says anything: the kernel counts it in hundredths of a second."""
 _LOOKS, _BETWEEN = 5, 0.0005
 """How often it is looked who is at work, and the seconds between: nobody who only hands something over is seen in all of them."""
+_LONG = 64
+"""Tokens of a step from which it is worth a second look."""
 _TASKS = Path("/proc/self/task")
 _STAT = Path("/proc/stat")
 
@@ -40,6 +43,7 @@ class Threads:
     def __init__(self, contexts: Sequence[Any], most: int, loading: Reading | None) -> None:
         """`loading`: from the beginning of the load; None where the kernel counts nothing."""
         self._contexts = contexts
+        self._most = most
         self._crowding = Crowding(most, random.random)
         self._count = most
         self._watching = most > 1
@@ -69,6 +73,11 @@ class Threads:
             return
         self._since = self._begin(self._resting[0], used=0) if self._resting is not None else read()
         self._resting = None
+
+    def before(self, tokens: int) -> None:
+        """A step of so many tokens is about to begin."""
+        if self._watching and self._count < self._most and tokens >= _LONG:
+            self._set(self._crowding.lasts(statistics.median_low(_looks())))
 
     def rest(self) -> None:
         """There is none, before waiting for some and every `pulse` seconds of it: only what was idle lately says who is at work."""
@@ -146,15 +155,22 @@ def _free() -> int:
 
     Whoever has just handed over a request, or waits to, is at work for a moment only: another engine is for longer.
     """
+    return max(_looks(os.cpu_count() or 1))
+
+
+def _looks(until: int | None = None) -> list[int]:
+    """How many processors nobody else wanted, each time it was looked; no more looks after one that said `until`. More than half of
+    them take longer than an engine does between two steps.
+    """
     count = os.cpu_count() or 1
     if len(os.sched_getaffinity(0)) < count:
-        return 0
-    found = 0
+        return [0]
+    found: list[int] = []
     for look in range(_LOOKS):
         if look:
             time.sleep(_BETWEEN)
         running = next((int(line.split()[1]) for line in _STAT.read_text().splitlines() if line.startswith("procs_running ")), count + 1)
-        found = max(found, count - running + 1)
-        if found >= count:
+        found.append(max(0, count - running + 1))
+        if found[-1] == until:
             break
     return found
