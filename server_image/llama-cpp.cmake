@@ -5,19 +5,18 @@ set(LLAMA_BUILD_COMMON OFF)
 # Products that ggml computes a row and a column at a time, made several columns at once: kernels/products.cpp, which the linker puts before the function
 # that ggml asks for each product.
 function(corral_add_kernels)
-  if(NOT TARGET ggml-cpu OR NOT GGML_LLAMAFILE OR NOT CMAKE_SYSTEM_NAME STREQUAL "Linux" OR NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$")
+  if(NOT TARGET ggml-cpu OR NOT GGML_LLAMAFILE OR NOT CMAKE_SYSTEM_NAME STREQUAL "Linux")
     return()
   endif()
   target_sources(ggml-cpu PRIVATE "${CORRAL_KERNELS}/products.cpp")
   target_link_options(ggml-cpu PRIVATE "LINKER:--wrap=llamafile_sgemm")
 endfunction()
 set(CORRAL_KERNELS "${CMAKE_CURRENT_LIST_DIR}/kernels")
-cmake_language(DEFER CALL corral_add_kernels)
 
 # A second build of ggml's part for processors, under the same name in a folder of its own: for x86-64 with AVX-512 and its instructions for
 # small integers (Ice Lake, Zen 4 and later). corral_server.engine.library says which of the two a process loads.
 function(corral_add_avx512)
-  if(NOT TARGET ggml-cpu OR GGML_NATIVE OR NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$")
+  if(NOT TARGET ggml-cpu OR GGML_NATIVE)
     return()
   endif()
   if(GGML_OPENMP)
@@ -48,4 +47,8 @@ function(corral_add_avx512)
   install(FILES "$<TARGET_FILE:ggml-cpu-avx512>" DESTINATION "${SKBUILD_PLATLIB_DIR}/llama_cpp/lib/avx512"
     RENAME "$<TARGET_SONAME_FILE_NAME:ggml-cpu-avx512>")
 endfunction()
-cmake_language(DEFER CALL corral_add_avx512)
+
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$")
+  cmake_language(DEFER CALL corral_add_kernels) # first: the other build takes them over
+  cmake_language(DEFER CALL corral_add_avx512)
+endif()

@@ -168,7 +168,7 @@ template <class Block> void four_rows(const Block * x, int64_t stride, const Str
     float minimums[8];
     _mm256_storeu_ps(minimums, least);
     for (int r = 0; r < 4; r++) {
-        out[r] = add_lanes(sums[r]) + (Format<Block>::MINIMUMS ? minimums[2 * r + 1] : 0.0f);
+        out[r] = Format<Block>::MINIMUMS ? add_lanes(sums[r]) + minimums[2 * r + 1] : add_lanes(sums[r]);
     }
 }
 

@@ -7,7 +7,7 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,22 +155,22 @@ def _free() -> int:
 
     Whoever has just handed over a request, or waits to, is at work for a moment only: another engine is for longer.
     """
-    return max(_looks(os.cpu_count() or 1))
+    found = 0
+    for free in _looks():
+        found = max(found, free)
+        if found >= (os.cpu_count() or 1):
+            break
+    return found
 
 
-def _looks(until: int | None = None) -> list[int]:
-    """How many processors nobody else wanted, each time it was looked; no more looks after one that said `until`. More than half of
-    them take longer than an engine does between two steps.
-    """
+def _looks() -> Iterator[int]:
+    """How many processors nobody else wants, each time it is looked. Half of the looks take longer than an engine does between two steps."""
     count = os.cpu_count() or 1
     if len(os.sched_getaffinity(0)) < count:
-        return [0]
-    found: list[int] = []
+        yield 0
+        return
     for look in range(_LOOKS):
         if look:
             time.sleep(_BETWEEN)
         running = next((int(line.split()[1]) for line in _STAT.read_text().splitlines() if line.startswith("procs_running ")), count + 1)
-        found.append(max(0, count - running + 1))
-        if found[-1] == until:
-            break
-    return found
+        yield max(0, count - running + 1)
